@@ -1,0 +1,41 @@
+"""Manticore makes pretrained hybrids: pretrained language models in, one checkpoint out.
+
+Importing this package is light: the public names load when they are first used, and neither
+torch nor transformers is imported before that. `AutoConfig` and the Auto classes of
+transformers know Manticore's models as soon as both packages are imported, in either order.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that holds it.
+_PUBLIC = {
+    "ManticoreConfig": "manticore.hybrids.configuration_manticore",
+    "ManticoreForCausalLM": "manticore.hybrids.modeling_manticore",
+    "ManticoreForSequenceClassification": "manticore.hybrids.modeling_classification",
+    "ManticoreForTokenClassification": "manticore.hybrids.modeling_classification",
+    "ManticoreModel": "manticore.hybrids.modeling_manticore",
+    "search": "manticore.hybrids.search",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used (PEP 562)."""
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    close = difflib.get_close_matches(name, _PUBLIC, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    raise AttributeError(f"module 'manticore' has no attribute '{name}'.{hint}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

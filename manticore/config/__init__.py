@@ -1,0 +1,1 @@
+"""Strict recipes: dataclasses filled from defaults, a YAML file and overrides."""
