@@ -1,0 +1,1 @@
+"""Text: corpora, splits, tokenizers, packed batches, and the n-gram baseline."""
