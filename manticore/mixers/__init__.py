@@ -1,0 +1,1 @@
+"""Token mixers and the scans they share, one per file, each beside its naive twin."""

@@ -1,0 +1,165 @@
+"""Faster, exact forward passes bound to the layers of one model, never to a library.
+
+transformers' Mamba-1 falls back to a loop whose backward pass is quadratic in the length when no
+CUDA kernel is there, and its multi-token continuation of a filled cache restarts at a zero state.
+`bind_fast_paths` gives the Mamba-1 mixers of one model instance a subclass whose forward uses
+`manticore.mixers.selective_scan`: same parameters, same names, same numbers, and exact
+continuation. Other models in the process, and the class in transformers, stay as they were.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.integrations.accelerate import force_accelerate_hooks
+from transformers.models.mamba.modeling_mamba import MambaMixer
+
+from manticore.mixers.causal_conv import causal_conv
+from manticore.mixers.selective_scan import selective_scan
+
+
+def bind_fast_paths(base: nn.Module) -> dict[str, str]:
+    """Give every Mamba-1 mixer inside `base` the fast forward; binding twice changes nothing.
+
+    Parameters, buffers, hooks and state-dict names stay. Works before or after PEFT injects its
+    layers, on copies and with gradient checkpointing.
+
+    Returns:
+        What `describe_fast_paths` says afterwards; empty if there was nothing to bind.
+    """
+    for module in base.modules():
+        if type(module) is MambaMixer:
+            _set_class(module, FastMambaMixer)
+    return describe_fast_paths(base)
+
+
+def unbind_fast_paths(base: nn.Module) -> None:
+    """Give the mixers inside `base` transformers' forward back."""
+    for module in base.modules():
+        if type(module) is FastMambaMixer:
+            _set_class(module, MambaMixer)
+
+
+def describe_fast_paths(base: nn.Module) -> dict[str, str]:
+    """Say which scan the Mamba-1 mixers inside `base` use where their weights are now.
+
+    Returns:
+        {} without such mixers, else {"selective_scan": name} for a run's record, with name
+        "torch-step" (ours), "cuda-kernel" (mamba_ssm's) or "transformers" (nothing is bound).
+    """
+    names = set()
+    for module in base.modules():
+        if isinstance(module, FastMambaMixer):
+            names.add("cuda-kernel" if _prefers_kernels(module.A_log) else "torch-step")
+        elif type(module) is MambaMixer:
+            names.add("transformers")
+    return {"selective_scan": "+".join(sorted(names))} if names else {}
+
+
+class FastMambaMixer(MambaMixer):
+    """transformers' MambaMixer with our scan: equal outputs, exact continuation of a cache."""
+
+    @force_accelerate_hooks(["conv1d", "dt_proj"])
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cache_params: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Mix tokens along time (section 3.4 and figure 3 of arXiv:2312.00752).
+
+        Args:
+            hidden_states: (batch, seq, d_model).
+            cache_params: a transformers Cache, read at and written to this mixer's layer_idx.
+            attention_mask: (batch, seq or more), 0 at padding; its last seq columns count.
+
+        Returns:
+            (batch, seq, d_model), same dtype.
+        """
+        state = _filled_state(cache_params, self.layer_idx)
+        seq_len = hidden_states.shape[1]
+        if _prefers_kernels(hidden_states) and (state is None or seq_len == 1):
+            return super().forward(hidden_states, cache_params, attention_mask, **kwargs)
+        mask = _padding_mask(attention_mask, hidden_states)
+        x, z = self.in_proj(_hide_padding(hidden_states, mask)).chunk(2, dim=-1)  # (B, T, D)
+        x = _hide_padding(self._convolve(x, cache_params), mask)
+        y, state = self._scan(x, z, state)
+        if cache_params is not None:
+            cache_params.update_recurrent_state(state, self.layer_idx)
+        return self.out_proj(y.to(hidden_states.dtype))
+
+    def _convolve(self, x: Tensor, cache_params: Cache | None) -> Tensor:
+        seq_len, before = x.shape[1], self.conv_kernel_size - 1
+        if cache_params is not None:
+            # The cache answers with what it held followed by x, as (B, D, time).
+            seen = cache_params.update_conv_state(
+                x.transpose(1, 2), self.layer_idx, conv_kernel_size=self.conv_kernel_size
+            )
+            x = seen[..., -(seq_len + before) :].transpose(1, 2)
+        weight = self.conv1d.weight
+        x = F.pad(x, (0, 0, before + seq_len - x.shape[1], 0)).to(weight.dtype)
+        return ACT2FN[self.activation](causal_conv(x, weight.squeeze(1), self.conv1d.bias))
+
+    def _scan(self, x: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
+        low_rank, B, C = torch.split(self.x_proj(x), sizes, dim=-1)
+        # The weight is used directly, as transformers does: an adapter on dt_proj has no effect.
+        dt = F.linear(low_rank, self.dt_proj.weight).float()
+        dt = F.softplus(dt if self.dt_proj.bias is None else dt + self.dt_proj.bias.float())
+        A = -torch.exp(self.A_log.float())
+        return selective_scan(x, dt, A, B, C, D=self.D, z=z, initial_state=state)
+
+
+def _filled_state(cache_params: Cache | None, layer_idx: int) -> Tensor | None:
+    if cache_params is None:
+        return None
+    state = cache_params.get_recurrent_state(layer_idx)
+    # The cache is overwritten in place, so a graph that needs the old state keeps its own.
+    return state.clone() if state is not None and torch.is_grad_enabled() else state
+
+
+def _padding_mask(attention_mask: Tensor | None, hidden_states: Tensor) -> Tensor | None:
+    """Return (batch, seq, 1), or None where the mask hides nothing."""
+    if attention_mask is None:
+        return None
+    seq_len = hidden_states.shape[1]
+    if attention_mask.dim() != 2 or attention_mask.shape[1] < seq_len:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; a Mamba layer takes "
+            f"(batch, seq) with seq at least {seq_len}, the number of new tokens."
+        )
+    mask = attention_mask[:, -seq_len:]
+    # Looking is free on a CPU; elsewhere it would wait for the device, and a mapped or traced
+    # mask has no single answer.
+    can_look = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    if can_look and not torch._C._functorch.is_functorch_wrapped_tensor(mask) and mask.all():
+        return None
+    return mask.unsqueeze(-1)
+
+
+def _hide_padding(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    return tensor if mask is None else (tensor * mask).to(tensor.dtype)
+
+
+def _prefers_kernels(tensor: Tensor) -> bool:
+    return tensor.is_cuda and _cuda_kernels_installed()
+
+
+@cache
+def _cuda_kernels_installed() -> bool:
+    packages = ("mamba_ssm", "causal_conv1d")
+    return all(importlib.util.find_spec(package) is not None for package in packages)
+
+
+def _set_class(mixer: nn.Module, cls: type[nn.Module]) -> None:
+    mixer.__class__ = cls
+    if "_old_forward" in mixer.__dict__:  # accelerate wrapped this instance and calls this one
+        mixer._old_forward = cls.forward.__get__(mixer)
