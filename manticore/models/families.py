@@ -1,0 +1,128 @@
+"""The table of model families: where a Hugging Face base model keeps the parts we need.
+
+A family counts as supported when its rows in the shared checks pass (`tests/models`). To add one,
+add a row here, three tiny configurations to the checks, and a row in `costs.py`.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from manticore.models.fast_paths import FastMambaMixer
+
+
+class UnsupportedFamilyError(ValueError):
+    """A model whose family has no row in the table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Names and habits of one `model_type`."""
+
+    model_type: str
+    """The key in Hugging Face's configs."""
+    layers: str
+    """Attribute of the base model that holds the list of layers."""
+    final_norm: str
+    """Attribute of the norm after the last layer."""
+    position_table: str | None = None
+    """Attribute of the learned position table, added once at the entry; None: no table."""
+    entry_dropout: str | None = None
+    """Attribute of the dropout on the embeddings, applied once at the entry."""
+    is_recurrent: bool = False
+    """A state instead of keys and values: takes `cache_params`, no positions, any length."""
+
+    def layer_arguments(
+        self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor
+    ) -> dict[str, Tensor | None]:
+        """Arguments of the base model's forward that differ between the families."""
+        if not self.is_recurrent:
+            return {"attention_mask": attention_mask, "position_ids": position_ids}
+        # A recurrent layer masks the tokens it is given now; the past is in its state already.
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, -hidden.shape[1] :]
+        return {"attention_mask": attention_mask}
+
+    def continues_one_by_one(self, base: PreTrainedModel) -> bool:
+        """Whether several tokens on a filled cache must be fed one at a time to be exact.
+
+        Hugging Face's Mamba starts the scan of a multi-token input at a zero state, even when the
+        cache holds one. The mixers bound by `fast_paths` start at the cached state.
+        """
+        if not self.is_recurrent:
+            return False
+        mixers = (layer.mixer for layer in getattr(base, self.layers))
+        return not all(isinstance(mixer, FastMambaMixer) for mixer in mixers)
+
+    def logits(self, head: nn.Module, hidden: Tensor) -> Tensor:
+        """The head on the final hidden states, as the family's causal model applies it."""
+        if not self.is_recurrent:
+            return head(hidden)
+        weight = getattr(head, "weight", None)
+        dtype = weight.dtype if weight is not None and weight.is_floating_point() else None
+        return head(hidden if dtype is None else hidden.to(dtype)).float()
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family(
+            model_type="gpt_neox",
+            layers="layers",
+            final_norm="final_layer_norm",
+            entry_dropout="emb_dropout",
+        ),
+        Family(model_type="llama", layers="layers", final_norm="norm"),
+        Family(
+            model_type="gpt2",
+            layers="h",
+            final_norm="ln_f",
+            position_table="wpe",
+            entry_dropout="drop",
+        ),
+        Family(
+            model_type="gpt_neo",
+            layers="h",
+            final_norm="ln_f",
+            position_table="wpe",
+            entry_dropout="drop",
+        ),
+        Family(model_type="mamba", layers="layers", final_norm="norm_f", is_recurrent=True),
+    )
+}
+
+
+def check_supported(config: PreTrainedConfig) -> Family:
+    """The row of a config's family; raises `UnsupportedFamilyError` when there is none."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise UnsupportedFamilyError(unsupported_message(config.model_type))
+    if getattr(config, "add_cross_attention", False):
+        raise UnsupportedFamilyError(
+            f"This {config.model_type} has add_cross_attention=True: it is the decoder of an "
+            "encoder-decoder model. Only decoder-only language models can be components."
+        )
+    return family
+
+
+def unsupported_message(model_type: object) -> str:
+    """What to tell someone whose model has no row."""
+    known = sorted(FAMILIES)
+    close = difflib.get_close_matches(str(model_type), known, n=1, cutoff=0.75)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"Model family {model_type!r} is not supported.{hint} Known: {', '.join(known)}. "
+        "Choose a component of one of these families, or add a row to "
+        "manticore/models/families.py (CONTRIBUTING.md, 'Add a model family')."
+    )
+
+
+class NoPositions(nn.Module):
+    """Stands in for a position table whose rows were added at the entry already."""
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """A zero that broadcasts and keeps the dtype of what it is added to."""
+        return torch.zeros((), dtype=position_ids.dtype, device=position_ids.device)

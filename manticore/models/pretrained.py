@@ -1,0 +1,290 @@
+"""Run any range of a pretrained model's layers, exactly as the whole model would.
+
+Nothing is cut for good. `run_layers` makes a view of the live base model at every call: a shallow
+copy with a shorter list of the same layer objects. So whatever happens to the model (train or
+eval, dtype, device, adapters, quantization, attention kernel, gradient checkpointing) is seen at
+the next call, and the layers keep their absolute index, which some of them use (GPT-2 can scale
+its attention by it).
+
+Shapes: B batch, T time, d the component's width, V its vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from manticore.models.families import (
+    FAMILIES,
+    Family,
+    NoPositions,
+    UnsupportedFamilyError,
+    check_supported,
+)
+from manticore.models.loading import load_component
+from manticore.models.stage_cache import StageCache
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "UnsupportedFamilyError",
+    "cache_layers",
+    "check_length",
+    "check_supported",
+    "component_logits",
+    "d_model",
+    "embed_tokens",
+    "enter",
+    "has_position_table",
+    "load_component",
+    "max_positions",
+    "n_layers",
+    "run_layers",
+    "split_causal_lm",
+]
+
+# Config fields with one entry per layer; a view's config holds the entries of its own layers.
+PER_LAYER_FIELDS = ("layer_types", "layers_block_type", "attention_layers")
+# What accelerate and torch put on an instance would run the whole model, not the view.
+WHOLE_MODEL_ATTRIBUTES = ("forward", "_hf_hook", "_old_forward", "_compiled_call_impl")
+
+
+def split_causal_lm(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]:
+    """The base model (embedding, layers, final norm) and the language model head."""
+    check_supported(model.config)
+    base, head = model.base_model, model.get_output_embeddings()
+    if not isinstance(base, PreTrainedModel) or base is model or head is None:
+        raise ValueError(
+            f"{type(model).__name__} has no language model head. Load the component with "
+            "AutoModelForCausalLM, or with manticore's load_component."
+        )
+    return base, head
+
+
+def d_model(config: PreTrainedConfig) -> int:
+    """Width of the residual stream."""
+    return config.hidden_size
+
+
+def n_layers(config: PreTrainedConfig) -> int:
+    """Number of layers."""
+    return config.num_hidden_layers
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Longest sequence the model was built for; None when it has no such length."""
+    if check_supported(config).is_recurrent:
+        return None
+    return config.max_position_embeddings
+
+
+def has_position_table(config: PreTrainedConfig) -> bool:
+    """Whether positions come from a learned table, which no sequence can outgrow."""
+    return check_supported(config).position_table is not None
+
+
+def check_length(config: PreTrainedConfig, length: int) -> None:
+    """Raise when a sequence of `length` tokens does not fit a learned position table.
+
+    Rotary models run past `max_positions`, with worse predictions but without an error.
+    """
+    limit = max_positions(config)
+    if has_position_table(config) and limit is not None and length > limit:
+        raise ValueError(
+            f"A sequence of {length} tokens does not fit: the {config.model_type} component has a "
+            f"table of {limit} positions. Use at most {limit} tokens (prompt and new ones "
+            "together), or a component without a position table."
+        )
+
+
+def embed_tokens(base: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Token embeddings (B, T, d), without positions."""
+    return base.get_input_embeddings()(input_ids)
+
+
+def enter(base: PreTrainedModel, hidden: Tensor, position_ids: Tensor) -> Tensor:
+    """What a model does to its embeddings before the first layer.
+
+    Args:
+        hidden: (B, T, d) embeddings, or whatever stands for them.
+        position_ids: (B, T) or (1, T).
+
+    Returns:
+        (B, T, d): plus the learned positions, through the embedding dropout.
+    """
+    family = check_supported(base.config)
+    if family.position_table is not None:
+        positions = getattr(base, family.position_table)(position_ids)
+        hidden = hidden + positions.to(device=hidden.device, dtype=hidden.dtype)
+    if family.entry_dropout is not None:
+        hidden = getattr(base, family.entry_dropout)(hidden)
+    return hidden
+
+
+def run_layers(
+    base: PreTrainedModel,
+    hidden: Tensor,
+    lo: int,
+    hi: int,
+    *,
+    attention_mask: Tensor | None,
+    position_ids: Tensor,
+    cache: StageCache | None = None,
+    final_norm: bool | None = None,
+) -> Tensor:
+    """Run layers `lo`..`hi - 1`, and the final norm if `hi` is the number of layers.
+
+    An empty range returns `hidden` as it is.
+
+    Args:
+        hidden: (B, T, d).
+        attention_mask: (B, past + T), 1 for tokens and 0 for padding, or None: no padding.
+        position_ids: (B, T) or (1, T), absolute.
+        cache: the view of these layers' cache; it is filled in place.
+        final_norm: end with the final norm or not, whatever the range (a component whose last
+            layers were pruned ends its stream without it).
+
+    Returns:
+        (B, T, d) in the dtype of `hidden`.
+    """
+    if lo == hi:
+        return hidden
+    family = check_supported(base.config)
+    _check_call(base, lo, hi, cache)
+    view = make_view(base, family, lo, hi, final_norm)
+    if cache is None or hidden.shape[1] == 1 or not _must_step(base, family, cache):
+        return _run_view(view, family, hidden, attention_mask, position_ids, cache)
+    return _run_one_by_one(view, family, hidden, attention_mask, position_ids, cache)
+
+
+def component_logits(config: PreTrainedConfig, head: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits (B, T, V) of final hidden states (B, T, d), as in the component's own model."""
+    return check_supported(config).logits(head, hidden)
+
+
+def cache_layers(config: PreTrainedConfig) -> list[Any]:
+    """Empty Hugging Face cache layers, one for each layer of the component."""
+    check_supported(config)
+    layers = DynamicCache(config=config).layers
+    if len(layers) != n_layers(config):
+        raise RuntimeError(f"{len(layers)} cache layers for {n_layers(config)} layers.")
+    return layers
+
+
+def make_view(
+    base: PreTrainedModel, family: Family, lo: int, hi: int, final_norm: bool | None = None
+) -> PreTrainedModel:
+    """A shallow copy of the base model that has only layers `lo`..`hi - 1`.
+
+    The final norm stays only behind the last layer. What belongs to the entry (position table,
+    embedding dropout) is neutral in every view, because `enter` does it.
+    """
+    view = _shallow_copy(base)
+    for name in WHOLE_MODEL_ATTRIBUTES:
+        view.__dict__.pop(name, None)
+    modules: dict[str, Any] = dict(base._modules)
+    view.__dict__["_modules"] = modules
+    modules[family.layers] = _slice_layers(modules[family.layers], lo, hi)
+    if not (hi == n_layers(base.config) if final_norm is None else final_norm):
+        modules[family.final_norm] = _IDENTITY
+    if family.position_table is not None:
+        modules[family.position_table] = _NO_POSITIONS
+    if family.entry_dropout is not None:
+        modules[family.entry_dropout] = _IDENTITY
+    view.__dict__["config"] = _slice_config(base.config, lo, hi)
+    return view
+
+
+_IDENTITY = nn.Identity()
+_NO_POSITIONS = NoPositions()
+
+
+def _run_view(
+    view: PreTrainedModel,
+    family: Family,
+    hidden: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor,
+    cache: StageCache | None,
+) -> Tensor:
+    arguments: dict[str, Any] = dict(family.layer_arguments(hidden, attention_mask, position_ids))
+    arguments["cache_params" if family.is_recurrent else "past_key_values"] = cache
+    # The class's forward, not a call: hooks on the base model are about the whole of it.
+    output = type(view).forward(
+        view, inputs_embeds=hidden, use_cache=cache is not None, return_dict=True, **arguments
+    )
+    # Mamba keeps its residual stream in float32 when asked to; the next stage expects our dtype.
+    return output.last_hidden_state.to(hidden.dtype)
+
+
+def _run_one_by_one(
+    view: PreTrainedModel,
+    family: Family,
+    hidden: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor,
+    cache: StageCache,
+) -> Tensor:
+    seq_len, outputs = hidden.shape[1], []
+    for t in range(seq_len):
+        end = t + 1 - seq_len
+        mask = attention_mask if attention_mask is None or end == 0 else attention_mask[:, :end]
+        step = (hidden[:, t : t + 1], mask, position_ids[:, t : t + 1])
+        outputs.append(_run_view(view, family, *step, cache))
+    return torch.cat(outputs, dim=1)
+
+
+def _must_step(base: PreTrainedModel, family: Family, cache: StageCache) -> bool:
+    return family.is_recurrent and cache.has_previous_state() and family.continues_one_by_one(base)
+
+
+def _check_call(base: PreTrainedModel, lo: int, hi: int, cache: StageCache | None) -> None:
+    depth = n_layers(base.config)
+    if not 0 <= lo < hi <= depth:
+        raise ValueError(
+            f"Layers {lo} to {hi} of a component with {depth} layers: give 0 <= lo <= hi <= "
+            f"{depth}; layers lo to hi - 1 are run."
+        )
+    if cache is None:
+        return
+    if (cache.lo, len(cache.layers)) != (lo, hi - lo):
+        raise ValueError(
+            f"The cache covers layers {cache.lo} to {cache.lo + len(cache.layers)}, but layers "
+            f"{lo} to {hi} are run. Pass StageCache(layers[{lo}:{hi}], {lo}, seen_tokens)."
+        )
+    if base.training and getattr(base, "gradient_checkpointing", False):
+        # Checkpointed layers drop the cache they are given, and the past with it.
+        raise ValueError(
+            "A cache does not go with gradient checkpointing in training mode. Pass "
+            "use_cache=False, or call eval() or gradient_checkpointing_disable() first."
+        )
+
+
+def _shallow_copy(thing: Any) -> Any:
+    # copy.copy does the same through __reduce_ex__, at several times the price.
+    copied = object.__new__(type(thing))
+    copied.__dict__.update(thing.__dict__)
+    return copied
+
+
+def _slice_layers(layers: nn.ModuleList, lo: int, hi: int) -> nn.ModuleList:
+    kept = list(layers._modules.values())[lo:hi]
+    sliced = _shallow_copy(layers)
+    sliced.__dict__["_modules"] = {str(index): layer for index, layer in enumerate(kept)}
+    return sliced
+
+
+def _slice_config(config: PreTrainedConfig, lo: int, hi: int) -> PreTrainedConfig:
+    # Fields are written past the config's own setters, which would validate the whole model.
+    sliced = _shallow_copy(config)
+    fields = sliced.__dict__
+    name = type(config).attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    fields[name] = hi - lo
+    for name in PER_LAYER_FIELDS:
+        if isinstance(fields.get(name), list | tuple):
+            fields[name] = fields[name][lo:hi]
+    # Recording outputs would leave hooks on the shared layers.
+    fields["output_hidden_states"] = fields["_output_attentions"] = False
+    return sliced
