@@ -1,0 +1,1 @@
+"""Pretrained hybrids: configuration, models, projectors, search, baselines."""

@@ -1,0 +1,208 @@
+"""Configuration of a pretrained hybrid: its components, its blocks and its way of mixing."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+MIXINGS = ("streams", "shared")
+Partition = list[list[list[int]]]
+
+
+class ManticoreConfig(PreTrainedConfig):
+    """Configuration of `ManticoreModel` and its task heads.
+
+    Args:
+        components: one Hugging Face config (or its dictionary) for each component. They are kept
+            as sub-configs `component_0` .. `component_{K-1}`, so that
+            `attn_implementation={"component_0": "eager"}` reaches a single one.
+        num_blocks: blocks B into which every component is cut, at least 1.
+        partition: `partition[k][b] = [first, last]`, layers `first`..`last - 1` of component k
+            in block b. Default: as even as possible.
+        mixing: "streams" (every component keeps its own residual stream) or "shared" (the paper).
+        loyalty: s_b >= 0, how much a stream prefers itself; one number, or B + 1 of them (the
+            last one for the heads). `inf` means no cross-talk. Only for streams.
+        learn_loyalty: make the loyalties parameters.
+        router: add per-token head weights from the final streams. Only for streams.
+        vocab_size: rows of every table; default the smallest of the components.
+        own_embed_mixture, own_head_mixture: embeddings or heads have mixture rows of their own.
+        host: index of the component whose tokenizer and special tokens the hybrid uses.
+    """
+
+    model_type = "manticore"
+    is_composition = True
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        components: Sequence[PreTrainedConfig | dict[str, Any]] | None = None,
+        num_blocks: int = 1,
+        partition: Partition | None = None,
+        mixing: str = "streams",
+        loyalty: float | Sequence[float | str] | str = 2.0,
+        learn_loyalty: bool = False,
+        router: bool = True,
+        vocab_size: int | None = None,
+        own_embed_mixture: bool = False,
+        own_head_mixture: bool = False,
+        host: int = 0,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        configs = [as_config(c) for c in components or _pop_components(kwargs)]
+        for index, config in enumerate(configs):
+            setattr(self, f"component_{index}", config)
+        self.num_components = len(configs)
+        self.num_blocks = num_blocks
+        self.mixing = mixing
+        self.loyalty = _loyalty_list(loyalty, num_blocks)
+        self.learn_loyalty = learn_loyalty
+        self.router = router
+        self.own_embed_mixture = own_embed_mixture
+        self.own_head_mixture = own_head_mixture
+        self.host = host
+        self.initializer_range = initializer_range
+        self.vocab_size = vocab_size or min((c.vocab_size for c in configs), default=0)
+        self.partition = partition or [
+            even_partition(c.num_hidden_layers, num_blocks) for c in configs
+        ]
+        kwargs.setdefault(
+            "tie_word_embeddings", any(is_tied(config) for config in configs)
+        )
+        super().__init__(**_without_derived(kwargs))
+        if configs:
+            self.validate()
+
+    @property
+    def sub_configs(self) -> dict[str, type[PreTrainedConfig]]:
+        """Names and classes of the components' configs (Hugging Face reads this)."""
+        names = [f"component_{index}" for index in range(self.__dict__.get("num_components", 0))]
+        return {name: type(getattr(self, name)) for name in names}
+
+    @property
+    def components(self) -> list[PreTrainedConfig]:
+        """The components' configs in order."""
+        return [getattr(self, f"component_{index}") for index in range(self.num_components)]
+
+    @property
+    def widths(self) -> list[int]:
+        """Hidden size d_k of every component."""
+        return [config.hidden_size for config in self.components]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of the shared stream, or of all streams side by side."""
+        return max(self.widths) if self.mixing == "shared" else sum(self.widths)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of all components together; the hybrid's cache has as many."""
+        return sum(config.num_hidden_layers for config in self.components)
+
+    def validate(self) -> None:
+        """Check everything that can be checked before a weight is read."""
+        if self.mixing not in MIXINGS:
+            raise ValueError(f"Unknown mixing {self.mixing!r}. Known: {', '.join(MIXINGS)}.")
+        shallowest = min(config.num_hidden_layers for config in self.components)
+        if not isinstance(self.num_blocks, int) or self.num_blocks < 1:
+            raise ValueError(f"num_blocks={self.num_blocks!r}: give a whole number of at least 1.")
+        if len(self.partition) != self.num_components:
+            raise ValueError(
+                f"partition has {len(self.partition)} entries for {self.num_components} "
+                "components. Give one list of [first, last] ranges for each component."
+            )
+        for index, (ranges, config) in enumerate(zip(self.partition, self.components, strict=True)):
+            check_partition(ranges, config.num_hidden_layers, self.num_blocks, index, shallowest)
+        if not 0 <= self.host < self.num_components:
+            raise ValueError(f"host={self.host}: allowed are 0 to {self.num_components - 1}.")
+
+    def loyalty_values(self) -> list[float]:
+        """The B + 1 loyalties as numbers, infinity included."""
+        return [float(value) for value in self.loyalty]
+
+
+def as_config(config: PreTrainedConfig | dict[str, Any]) -> PreTrainedConfig:
+    """Rebuild a component's config from its dictionary; configs pass through."""
+    if isinstance(config, PreTrainedConfig):
+        return config
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"A component has model_type {model_type!r}, which this transformers does not know. "
+            "Update transformers or choose another component."
+        )
+    plain = {key: value for key, value in config.items() if key != "model_type"}
+    return CONFIG_MAPPING[model_type].from_dict(plain)
+
+
+def is_tied(config: PreTrainedConfig) -> bool:
+    """Whether a component's head is its embedding table."""
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def even_partition(num_layers: int, num_blocks: int) -> list[list[int]]:
+    """Cut layers into blocks as evenly as possible; B need not divide the depth."""
+    if num_blocks < 1 or num_blocks > num_layers:
+        raise ValueError(
+            f"num_blocks={num_blocks} does not fit a component of {num_layers} layers. "
+            f"Choose 1 to {num_layers}, the depth of the shallowest component."
+        )
+    bounds = [round(block * num_layers / num_blocks) for block in range(num_blocks + 1)]
+    return [[first, last] for first, last in zip(bounds, bounds[1:], strict=False)]
+
+
+def check_partition(
+    ranges: list[list[int]], num_layers: int, num_blocks: int, component: int, shallowest: int
+) -> None:
+    """Every layer in order and exactly once; an empty range marks a branch that was pruned."""
+    where = f"partition of component {component} ({ranges})"
+    if len(ranges) != num_blocks:
+        raise ValueError(
+            f"The {where} has {len(ranges)} ranges for num_blocks={num_blocks}. Give one each; "
+            f"the shallowest component has {shallowest} layers, so at most that many blocks."
+        )
+    expected = 0
+    for first, last in ranges:
+        if first != expected or last < first:
+            problem = "repeats" if first < expected or last < first else "skips"
+            raise ValueError(
+                f"The {where} {problem} a layer: block [{first}, {last}] should start at layer "
+                f"{expected}. Ranges are [first, last) and follow each other from 0 to "
+                f"{num_layers}."
+            )
+        expected = last
+    if expected != num_layers:
+        raise ValueError(
+            f"The {where} ends at layer {expected}, but the component has {num_layers} layers."
+        )
+
+
+def _pop_components(kwargs: dict[str, Any]) -> list[Any]:
+    names = sorted(
+        (key for key in kwargs if key.startswith("component_")), key=lambda key: int(key[10:])
+    )
+    return [kwargs.pop(name) for name in names]
+
+
+def _without_derived(kwargs: dict[str, Any]) -> dict[str, Any]:
+    # These are computed from the components and must not be set a second time.
+    derived = {"num_components", "hidden_size", "num_hidden_layers", "widths"}
+    return {key: value for key, value in kwargs.items() if key not in derived}
+
+
+def _loyalty_list(
+    loyalty: float | str | Sequence[float | str], num_blocks: int
+) -> list[float | str]:
+    values = [loyalty] * (num_blocks + 1) if isinstance(loyalty, int | float | str) else loyalty
+    values = list(values)
+    if len(values) != num_blocks + 1:
+        raise ValueError(
+            f"loyalty has {len(values)} values for {num_blocks} blocks. Give one number, or "
+            f"{num_blocks + 1}: one before each block and one before the heads."
+        )
+    for value in values:
+        if not float(value) >= 0:
+            raise ValueError(f"loyalty={value}: a loyalty is at least 0 (or inf: no cross-talk).")
+    # Strict JSON has no infinity, so the config keeps the word.
+    return ["inf" if math.isinf(float(value)) else float(value) for value in values]

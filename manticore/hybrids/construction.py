@@ -1,0 +1,169 @@
+"""Build a hybrid from pretrained components: vocabulary, heads, first mixture, projectors."""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from manticore.hybrids.configuration_manticore import ManticoreConfig
+from manticore.hybrids.projectors import initialise
+from manticore.hybrids.vocabulary import VocabularyReport, align_vocabulary
+from manticore.models.pretrained import check_supported, load_component, split_causal_lm
+
+if TYPE_CHECKING:
+    from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
+
+EMBEDDINGS = ("own", "new")
+
+
+def from_components(
+    cls: "type[ManticoreForCausalLM]",
+    components: Sequence[PreTrainedModel | str],
+    *,
+    num_blocks: int = 1,
+    partition: list[list[list[int]]] | None = None,
+    mixing: str = "streams",
+    loyalty: float | Sequence[float | str] | str = 2.0,
+    learn_loyalty: bool = False,
+    router: bool = True,
+    tokenizers: Sequence[Any] | None = None,
+    host: int = 0,
+    embeddings: str = "own",
+    projectors: str = "random",
+    seed: int = 0,
+    **load_options: Any,
+) -> "ManticoreForCausalLM":
+    """Build a hybrid with a uniform mixture from pretrained causal language models.
+
+    Args:
+        components: loaded models, or names and paths for `from_pretrained`. The hybrid shares
+            the layers of loaded models, it does not copy them.
+        num_blocks, partition, mixing, loyalty, learn_loyalty, router: see `ManticoreConfig`.
+        tokenizers: one for each component when they differ; the host's becomes the hybrid's and
+            the other components' embedding rows are transplanted. Default: one shared tokenizer.
+        host: whose tokenizer and special tokens the hybrid uses.
+        embeddings: "own" keeps every component's pretrained tables, "new" draws new ones with
+            tied heads (the paper's mode).
+        projectors: "random" (the paper) or "identity"; the closed-form start is
+            `closed_form.fit_projectors`.
+        seed: of random projectors and new embeddings.
+        load_options: passed to `from_pretrained` (dtype, quantization_config, device_map, ...).
+
+    Returns:
+        The hybrid. `hybrid.vocabulary_report` says what happened to the tables.
+    """
+    if embeddings not in EMBEDDINGS:
+        raise ValueError(f"Unknown embeddings {embeddings!r}. Known: {', '.join(EMBEDDINGS)}.")
+    loaded = _load_all(components, load_options)
+    tables, report = align_vocabulary(loaded, tokenizers, host)
+    bases = [_with_table(model, embed) for model, (embed, _) in zip(loaded, tables, strict=True)]
+    config = ManticoreConfig(
+        components=[base.config for base in bases],
+        num_blocks=num_blocks,
+        partition=partition,
+        mixing=mixing,
+        loyalty=loyalty,
+        learn_loyalty=learn_loyalty,
+        router=router,
+        vocab_size=report.vocab_size,
+        host=host,
+        **_special_tokens(loaded[host].config, report.vocab_size),
+    )
+    heads = [head for _, head in tables]
+    _mark_initialised([*bases, *heads])
+    hybrid = cls(config, components=bases, heads=heads)
+    hybrid.to(dtype=bases[host].dtype)
+    keep_mixture_in_float32(hybrid)
+    generator = torch.Generator().manual_seed(seed)
+    initialise(list(projector_maps(hybrid)), projectors, generator)
+    if embeddings == "new":
+        _draw_new_tables(hybrid, generator)
+    hybrid.vocabulary_report = report
+    hybrid.generation_config.update(**_special_tokens(loaded[host].config, report.vocab_size))
+    return hybrid.eval()
+
+
+def projector_maps(hybrid: nn.Module) -> list[nn.Linear]:
+    """All linear maps between widths, in a fixed order."""
+    backbone = hybrid.backbone
+    if hybrid.config.mixing == "streams":
+        return [linear for _, _, _, linear in backbone.translators.pairs()]
+    projectors = backbone.projectors
+    return [
+        linear
+        for maps in (projectors.project_in, projectors.project_out)
+        for block in maps
+        for linear in block
+    ]
+
+
+def keep_mixture_in_float32(hybrid: nn.Module) -> None:
+    """The mixture is a handful of numbers: half precision would only hurt it."""
+    hybrid.backbone.rows.float()
+    if hybrid.config.mixing == "streams":
+        hybrid.backbone.loyalty.float()
+
+
+def _load_all(components: Sequence[Any], load_options: dict[str, Any]) -> list[PreTrainedModel]:
+    if not components:
+        raise ValueError("components is empty. Give at least one model, path or name.")
+    if load_options and not any(isinstance(c, str) or hasattr(c, "__fspath__") for c in components):
+        raise ValueError(
+            f"Options {sorted(load_options)} are for loading components by name, but all are "
+            "loaded already. Remove them (or check their spelling)."
+        )
+    loaded = []
+    for component in components:
+        if isinstance(component, PreTrainedModel):
+            check_supported(component.config)
+            loaded.append(component)
+        else:
+            loaded.append(load_component(component, **load_options))
+    return loaded
+
+
+def _with_table(model: PreTrainedModel, table: nn.Embedding) -> PreTrainedModel:
+    """The model's base with this embedding table; the given model itself is not changed."""
+    base, _ = split_causal_lm(model)
+    view = copy.copy(base)
+    view._modules = dict(base._modules)
+    view.config = copy.deepcopy(base.config)
+    view.config.vocab_size = table.num_embeddings
+    view.config.tie_word_embeddings = bool(getattr(model.config, "tie_word_embeddings", False))
+    view.config._name_or_path = model.config._name_or_path
+    if base.get_input_embeddings() is not table:
+        view.set_input_embeddings(table)
+    return view
+
+
+def _mark_initialised(modules: Sequence[nn.Module]) -> None:
+    # Hugging Face initialises every module without this mark at the end of construction, and
+    # tables that were just cut or transplanted do not have it.
+    for module in modules:
+        for part in module.modules():
+            part._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def _special_tokens(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    found = {name: getattr(config, name, None) for name in names}
+    return {n: v for n, v in found.items() if isinstance(v, int) and 0 <= v < vocab_size}
+
+
+@torch.no_grad()
+def _draw_new_tables(hybrid: nn.Module, generator: torch.Generator) -> None:
+    # The paper's mode: fresh tables N(0, 0.02), heads tied to them.
+    for k, component in enumerate(hybrid.model.components):
+        weight = component.get_input_embeddings().weight
+        value = torch.randn(weight.shape, generator=generator) * hybrid.config.initializer_range
+        weight.copy_(value)
+        hybrid.config.components[k].tie_word_embeddings = True
+        hybrid.heads[k].weight = weight
+    hybrid.config.tie_word_embeddings = True
+    hybrid.refresh_tied_keys()
+
+
+__all__ = ["VocabularyReport", "from_components", "keep_mixture_in_float32", "projector_maps"]

@@ -1,0 +1,118 @@
+"""The mixture: how much of each component every block uses, as rows of the simplex."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# Rows may come from a file or from arithmetic in float32: this much is rounding, not a mistake.
+ROW_SUM_TOLERANCE = 1e-4
+
+
+class Mixture(nn.Module):
+    """Mixture weights of all blocks, of the embeddings and of the heads, stored as log weights.
+
+    A log weight of minus infinity is an exact zero: softmax keeps it at zero, its gradient is
+    zero, and the branch is skipped. Rows are normalised when they are read, so an optimizer may
+    move the parameters freely.
+
+    Legend: B blocks, K components.
+    """
+
+    def __init__(
+        self, num_blocks: int, num_components: int, own_embed: bool = False, own_head: bool = False
+    ) -> None:
+        super().__init__()
+        uniform = -math.log(num_components)
+        self.blocks = nn.Parameter(torch.full((num_blocks, num_components), uniform))  # (B, K)
+        self.embed: nn.Parameter | None = None
+        self.head: nn.Parameter | None = None
+        if own_embed:
+            self.embed = nn.Parameter(torch.full((num_components,), uniform))  # (K,)
+        if own_head:
+            self.head = nn.Parameter(torch.full((num_components,), uniform))  # (K,)
+        self._seen: dict[str, tuple[tuple[int, int], list[list[int]]]] = {}
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights of the blocks: (num_blocks, K), rows sum to 1."""
+        return self.blocks.float().softmax(dim=-1)
+
+    def log_row(self, block: int) -> Tensor:
+        """Normalised log weights of one block: (K,)."""
+        return self.blocks[block].float().log_softmax(dim=-1)
+
+    def active(self, block: int) -> list[int]:
+        """Components whose weight in this block is not exactly zero."""
+        return self._active("blocks", self.blocks)[block]
+
+    def log_embed_row(self) -> Tensor:
+        """Normalised log weights of the embeddings: (K,); block 1's unless set on its own."""
+        return self.log_row(0) if self.embed is None else self.embed.float().log_softmax(dim=-1)
+
+    def active_embed(self) -> list[int]:
+        """Components whose embeddings have a weight that is not exactly zero."""
+        return self.active(0) if self.embed is None else self._active("embed", self.embed)[0]
+
+    def log_head_row(self, tied_block: int) -> Tensor:
+        """Normalised log weights of the heads: (K,); `tied_block`'s unless set on their own."""
+        return self.log_row(tied_block) if self.head is None else self.head.float().log_softmax(-1)
+
+    def active_head(self, tied_block: int) -> list[int]:
+        """Components whose head has a weight that is not exactly zero."""
+        return self.active(tied_block) if self.head is None else self._active("head", self.head)[0]
+
+    @torch.no_grad()
+    def set(self, blocks: Tensor, embed: Tensor | None = None, head: Tensor | None = None) -> None:
+        """Set the rows from weights (not logs); `None` ties embeddings or heads to the blocks."""
+        blocks = checked_rows(blocks, tuple(self.blocks.shape), "mixture")
+        self.blocks.copy_(blocks.log())
+        self.embed = self._own_row(self.embed, embed, "embed")
+        self.head = self._own_row(self.head, head, "head")
+
+    def _own_row(self, old: nn.Parameter | None, row: Tensor | None, name: str):
+        if row is None:
+            return None
+        value = checked_rows(row, (self.blocks.shape[1],), name).log()
+        if old is None:
+            return nn.Parameter(value.to(self.blocks), requires_grad=self.blocks.requires_grad)
+        old.copy_(value)
+        return old
+
+    def _active(self, name: str, parameter: Tensor) -> list[list[int]]:
+        # Reading values off a GPU waits for it, so remember the answer until the tensor changes.
+        key = (parameter.data_ptr(), parameter._version)
+        if name not in self._seen or self._seen[name][0] != key:
+            finite = ~torch.isneginf(parameter.detach().reshape(-1, parameter.shape[-1]))
+            rows = [[k for k, on in enumerate(row) if on] for row in finite.tolist()]
+            self._seen[name] = (key, rows)
+        return self._seen[name][1]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_seen": {}}
+
+    def extra_repr(self) -> str:
+        return f"num_blocks={self.blocks.shape[0]}, num_components={self.blocks.shape[1]}"
+
+
+def checked_rows(rows: Tensor | Sequence, shape: tuple[int, ...], name: str) -> Tensor:
+    """Return `rows` as float32 on the simplex, or raise a ValueError that says what is wrong."""
+    rows = torch.as_tensor(rows, dtype=torch.float32)
+    if tuple(rows.shape) != shape:
+        raise ValueError(
+            f"{name} has shape {tuple(rows.shape)}, this hybrid needs {shape}: "
+            "one row for each block, one column for each component."
+        )
+    if not torch.isfinite(rows).all() or (rows < 0).any():
+        raise ValueError(
+            f"{name} holds a negative or non-finite weight: {rows.tolist()}. "
+            "Weights are at least 0; 0 switches a branch off."
+        )
+    sums = rows.sum(dim=-1)
+    if ((sums - 1).abs() > ROW_SUM_TOLERANCE).any():
+        raise ValueError(
+            f"{name} has rows that sum to {sums.tolist()}, not to 1. "
+            "Divide each row by its sum first."
+        )
+    return rows / sums.unsqueeze(-1)

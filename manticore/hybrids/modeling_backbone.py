@@ -1,0 +1,216 @@
+"""The hybrid's backbone: components, mixture, translators, and their forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from manticore.hybrids.cache import ManticoreCache
+from manticore.hybrids.configuration_manticore import ManticoreConfig
+from manticore.hybrids.mixture import Mixture
+from manticore.hybrids.modeling_base import ManticorePreTrainedModel, Router
+from manticore.hybrids.projectors import SharedProjectors, Translators
+from manticore.hybrids.shared import run_shared
+from manticore.hybrids.streams import Loyalty, concatenate, run_streams
+from manticore.models import pretrained
+from manticore.models.fast_paths import bind_fast_paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What every block of one forward pass needs beside its hidden states."""
+
+    input_ids: Tensor | None  # (batch, seq)
+    inputs_embeds: Tensor | None  # (batch, seq, sum of widths)
+    attention_mask: Tensor | None  # (batch, past + seq)
+    position_ids: Tensor  # (batch, seq)
+    cache: ManticoreCache | None
+
+
+@dataclass
+class ManticoreModelOutput(BaseModelOutputWithPast):
+    """Backbone output; `streams` holds y_B of the active components (streams mixing only)."""
+
+    streams: dict[int, Tensor] | None = None
+
+
+class ManticoreModel(ManticorePreTrainedModel):
+    """K pretrained components cut into B blocks, mixed; everything but the language heads.
+
+    With `mixing="streams"`, for component k and block b (widths d_k, mixture rows a_b):
+
+        y_0k = embed_k(ids)
+        x_bk = sum_j w_bkj T_bjk(y_{b-1,j})
+        w_bk = softmax_j(log a_{b-1,j} + s_b [j = k])
+        y_bk = Block_bk(x_bk)                      skipped when a_bk = 0
+
+    `mixing="shared"` is the Manticore paper's construction (arXiv 2406.00894); see `shared.py`.
+    """
+
+    def __init__(
+        self, config: ManticoreConfig, components: Sequence[PreTrainedModel] | None = None
+    ) -> None:
+        super().__init__(config)
+        if components is None:
+            components = [build_component(sub_config) for sub_config in config.components]
+        self.components = nn.ModuleList(components)
+        self.fast_paths = [bind_fast_paths(component) for component in components]
+        self.rows = Mixture(
+            config.num_blocks, len(components), config.own_embed_mixture, config.own_head_mixture
+        )
+        if config.mixing == "streams":
+            self.translators = Translators(config.num_blocks, config.widths)
+            self.loyalty = Loyalty(config.loyalty_values(), config.learn_loyalty)
+            self.router = None
+            if config.router and len(components) > 1:
+                self.router = Router(sum(config.widths), len(components))
+        else:
+            self.projectors = SharedProjectors(config.num_blocks, config.widths)
+        self._no_split_modules = sorted(
+            {name for component in components for name in component._no_split_modules or []}
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: ManticoreCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> ManticoreModelOutput:
+        """Run the hybrid up to (not including) its heads.
+
+        Args:
+            input_ids: (batch, seq).
+            attention_mask: (batch, past + seq), 1 for tokens and 0 for padding on either side.
+            position_ids: (batch, seq); default: counted from the attention mask.
+            inputs_embeds: (batch, seq, sum of widths), from `embed`, instead of `input_ids`.
+
+        Returns:
+            `last_hidden_state` is (batch, seq, sum of widths) or, for `shared`, (batch, seq, D).
+        """
+        inputs = self._inputs(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
+        )
+        boundaries: list[Tensor] | None = [] if output_hidden_states else None
+        if self.config.mixing == "streams":
+            streams = run_streams(self, inputs, boundaries)
+            last = concatenate(self, streams)
+        else:
+            streams, last = None, run_shared(self, inputs, boundaries)
+        if inputs.cache is not None:
+            inputs.cache.advance(inputs.position_ids.shape[1])
+        return ManticoreModelOutput(
+            last_hidden_state=last,
+            past_key_values=inputs.cache,
+            hidden_states=None if boundaries is None else tuple(boundaries),
+            streams=streams,
+        )
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token embeddings of all components side by side: (batch, seq, sum of widths)."""
+        parts = [pretrained.embed_tokens(c, input_ids) for c in self.components]
+        return torch.cat(parts, dim=-1)
+
+    def embed_component(self, k: int, inputs: Inputs) -> Tensor:
+        """Component k's token embeddings, without positions: (batch, seq, d_k)."""
+        if inputs.inputs_embeds is None:
+            return pretrained.embed_tokens(self.components[k], inputs.input_ids)
+        return inputs.inputs_embeds.split(self.config.widths, dim=-1)[k]
+
+    def enter_component(self, k: int, hidden: Tensor, inputs: Inputs) -> Tensor:
+        """Add what component k adds before its first layer (learned positions, dropout)."""
+        return pretrained.enter(self.components[k], hidden, inputs.position_ids)
+
+    def enter_streams(self, inputs: Inputs) -> dict[int, Tensor]:
+        """y_0k of the components whose embeddings are used."""
+        return {
+            k: self.enter_component(k, self.embed_component(k, inputs), inputs)
+            for k in self.rows.active_embed()
+        }
+
+    def is_entry(self, k: int, block: int) -> bool:
+        """Whether this is the first block that component k runs."""
+        return all(k not in self.rows.active(earlier) for earlier in range(block))
+
+    def run_block(self, k: int, block: int, hidden: Tensor, inputs: Inputs) -> Tensor:
+        """Block_bk: (batch, seq, d_k) -> (batch, seq, d_k), cache of these layers updated."""
+        first, last = self.config.partition[k][block]
+        cache = None if inputs.cache is None else inputs.cache.stage(k, first, last)
+        return pretrained.run_layers(
+            self.components[k],
+            hidden,
+            first,
+            last,
+            attention_mask=inputs.attention_mask,
+            position_ids=inputs.position_ids,
+            cache=cache,
+            final_norm=block == self.config.num_blocks - 1,
+        )
+
+    def _inputs(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: ManticoreCache | None,
+        inputs_embeds: Tensor | None,
+        use_cache: bool | None,
+    ) -> Inputs:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        given = input_ids if input_ids is not None else inputs_embeds
+        use_cache = not self.training if use_cache is None else use_cache
+        if self.training and self.is_gradient_checkpointing:
+            use_cache = False
+        if use_cache and cache is None:
+            cache = ManticoreCache(self.config.components)
+        seen = 0 if cache is None else cache.seen_tokens
+        if position_ids is None:
+            position_ids = count_positions(attention_mask, given.shape[1], seen, given.device)
+        self._check(given, attention_mask, seen)
+        return Inputs(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+        )
+
+    def _check(self, given: Tensor, attention_mask: Tensor | None, seen: int) -> None:
+        length = seen + given.shape[1]
+        for config in self.config.components:
+            pretrained.check_length(config, length)
+        if attention_mask is not None and tuple(attention_mask.shape) != (given.shape[0], length):
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; with {seen} cached and "
+                f"{given.shape[1]} new tokens it must be ({given.shape[0]}, {length})."
+            )
+
+
+def build_component(config: PreTrainedConfig) -> PreTrainedModel:
+    """An uninitialised base model for one sub-config (weights are loaded into it later)."""
+    pretrained.check_supported(config)
+    cls = AutoModel._model_mapping[type(config)]
+    if config._attn_implementation != "eager" and not cls._supports_sdpa:
+        # Passing "sdpa" down to a model without attention would raise.
+        config._attn_implementation = "eager"
+    return cls._from_config(config)
+
+
+def count_positions(
+    attention_mask: Tensor | None, num_new: int, seen: int, device: torch.device
+) -> Tensor:
+    """Positions of the new tokens, padding on either side not counted: (batch or 1, seq)."""
+    if attention_mask is None:
+        return torch.arange(seen, seen + num_new, device=device).unsqueeze(0)
+    positions = attention_mask.long().cumsum(dim=-1) - 1
+    return positions.clamp(min=0)[:, -num_new:]

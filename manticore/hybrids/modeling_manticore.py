@@ -1,0 +1,174 @@
+"""The pretrained hybrid as a Hugging Face causal language model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from manticore.hybrids.cache import ManticoreCache
+from manticore.hybrids.configuration_manticore import ManticoreConfig, is_tied
+from manticore.hybrids.modeling_backbone import ManticoreModel, ManticoreModelOutput
+from manticore.hybrids.modeling_base import ManticorePreTrainedModel
+from manticore.hybrids.streams import concatenate, read
+from manticore.models import pretrained
+
+__all__ = ["ManticoreForCausalLM", "ManticoreModel", "ManticorePreTrainedModel"]
+
+
+class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
+    """A hybrid that predicts tokens: logits = sum_k g_k head_k(r_k).
+
+    For `streams`, r_k is gathered like a block's input at boundary B and
+    g = softmax(log gamma + router(y_B)); for `shared`, r_k is the truncated stream and g = a_1.
+    """
+
+    def __init__(
+        self,
+        config: ManticoreConfig,
+        components: Sequence[PreTrainedModel] | None = None,
+        heads: Sequence[nn.Module] | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.model = ManticoreModel(config, components)
+        self.heads = nn.ModuleList(heads or [new_head(config, k) for k in config.components])
+        self._tied_weights_keys = tied_keys(self)
+        self.post_init()
+
+    def refresh_tied_keys(self) -> None:
+        """Tell Hugging Face which heads are embedding tables, after that has changed."""
+        self._tied_weights_keys = tied_keys(self)
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+
+    @classmethod
+    def from_components(cls, components: Sequence[Any], **options: Any) -> "ManticoreForCausalLM":
+        """Build a hybrid from pretrained models; see `construction.from_components`."""
+        from manticore.hybrids.construction import from_components
+
+        return from_components(cls, components, **options)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # forward builds the ManticoreCache
+
+    def prune(self, threshold: float = 1e-3, **options: Any) -> "ManticoreForCausalLM":
+        """A smaller hybrid without the branches below `threshold`; see `pruning.prune`."""
+        from manticore.hybrids.pruning import prune
+
+        return prune(self, threshold, **options)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: ManticoreCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Predict the next token at every position.
+
+        Args:
+            labels: (batch, seq) token ids, -100 is not scored; shifted inside, so pass the inputs.
+            logits_to_keep: only the last so many positions (or these indices) get logits; 0: all.
+
+        Returns:
+            `logits` is (batch, kept positions, vocab_size); `loss` in nats per token.
+        """
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.mix_heads(output, kept_positions(logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+        )
+
+    def mix_heads(self, output: ManticoreModelOutput, keep: slice | Tensor) -> Tensor:
+        """Logits of the hybrid at the kept positions: (batch, kept, vocab_size)."""
+        model, config = self.model, self.config
+        tied_block = config.num_blocks - 1 if config.mixing == "streams" else 0
+        active = model.rows.active_head(tied_block)
+        log_row = model.rows.log_head_row(tied_block)
+        if config.mixing == "streams":
+            streams = {k: stream[:, keep] for k, stream in output.streams.items()}
+            hidden = {k: read(model, config.num_blocks, k, streams) for k in active}
+            weights = self._head_weights(streams, log_row, active)
+        else:
+            kept = output.last_hidden_state[:, keep]
+            hidden = {k: kept[..., : config.widths[k]] for k in active}
+            weights = log_row[active].softmax(dim=-1)
+        return self._weighted_logits(hidden, weights)
+
+    def _head_weights(
+        self, streams: dict[int, Tensor], log_row: Tensor, active: list[int]
+    ) -> Tensor:
+        """g: (K active,) or, with a router, (batch, seq, K active)."""
+        scores = log_row
+        if self.model.router is not None and len(active) > 1:
+            scores = log_row + self.model.router(concatenate(self.model, streams)).float()
+        return scores[..., active].softmax(dim=-1)
+
+    def _weighted_logits(self, hidden: dict[int, Tensor], weights: Tensor) -> Tensor:
+        mixed = None
+        for position, (k, state) in enumerate(hidden.items()):
+            config = self.config.components[k]
+            logits = pretrained.component_logits(config, self.heads[k], state)
+            if len(hidden) == 1:
+                return logits
+            weight = weights[..., position].unsqueeze(-1).to(logits.dtype)
+            mixed = logits * weight if mixed is None else torch.addcmul(mixed, logits, weight)
+        return mixed
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The host component's head."""
+        return self.heads[self.config.host]
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the host component's head."""
+        self.heads[self.config.host] = new_embeddings
+
+
+def new_head(config: ManticoreConfig, component: PreTrainedConfig) -> nn.Linear:
+    """An output projection of the hybrid's vocabulary for one component."""
+    return nn.Linear(component.hidden_size, config.vocab_size, bias=False)
+
+
+def tied_keys(hybrid: ManticoreForCausalLM) -> dict[str, str]:
+    """Names of heads that are their component's embedding table, for Hugging Face's tying."""
+    keys = {}
+    for k, (config, component) in enumerate(
+        zip(hybrid.config.components, hybrid.model.components, strict=True)
+    ):
+        if is_tied(config):
+            table = component.get_input_embeddings().weight
+            name = next(n for n, p in component.named_parameters() if p is table)
+            keys[f"heads.{k}.weight"] = f"model.components.{k}.{name}"
+    return keys
+
+
+def kept_positions(logits_to_keep: int | Tensor) -> slice | Tensor:
+    """Index for the positions whose logits are wanted."""
+    if isinstance(logits_to_keep, int):
+        return slice(-logits_to_keep, None) if logits_to_keep else slice(None)
+    return logits_to_keep

@@ -1,0 +1,135 @@
+"""Linear maps between the widths of components: translators (streams) and projectors (shared)."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Translators(nn.Module):
+    """Translators T_bjk of `mixing="streams"`: one linear map for each boundary and ordered pair.
+
+    Boundary b = 0..B lies before block b+1; boundary B lies before the heads. T_bjk maps the
+    stream of component j (width d_j) to the width d_k of component k; T_bkk is the identity and
+    is not stored.
+    """
+
+    def __init__(self, num_blocks: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.widths = list(widths)
+        self.boundaries = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    pair_name(j, k): nn.Linear(widths[j], widths[k])
+                    for j in range(len(widths))
+                    for k in range(len(widths))
+                    if j != k
+                }
+            )
+            for _ in range(num_blocks + 1)
+        )
+
+    def at(self, boundary: int, source: int, target: int) -> nn.Linear:
+        """The map from component `source` to component `target` at this boundary."""
+        return self.boundaries[boundary][pair_name(source, target)]
+
+    def pairs(self) -> Iterator[tuple[int, int, int, nn.Linear]]:
+        """All maps as (boundary, source, target, linear)."""
+        for boundary, maps in enumerate(self.boundaries):
+            for name, linear in maps.items():
+                source, target = (int(part) for part in name.split("_to_"))
+                yield boundary, source, target, linear
+
+    def gather(self, boundary: int, target: int, streams: dict[int, Tensor], log_row: Tensor):
+        """Read all streams from the point of view of `target` (DESIGN: x_bk).
+
+        Args:
+            streams: component -> (batch, seq, d_component), the active ones.
+            log_row: (K,) log weights of the streams, loyalty added, not normalised.
+
+        Returns:
+            (batch, seq, d_target).
+        """
+        if list(streams) == [target]:
+            return streams[target]
+        sources = list(streams)
+        weights = log_row[sources].softmax(dim=0)
+        mixed = None
+        for weight, source in zip(weights, sources, strict=True):
+            mixed = self._add(mixed, weight, boundary, source, target, streams[source])
+        return mixed
+
+    def _add(
+        self, mixed: Tensor | None, weight: Tensor, boundary: int, j: int, k: int, stream: Tensor
+    ):
+        weight = weight.to(stream.dtype)
+        if j == k:
+            return stream * weight if mixed is None else torch.addcmul(mixed, stream, weight)
+        linear = self.at(boundary, j, k)
+        if not _is_plain_linear(linear):
+            term = linear(stream) * weight  # an adapter sits on it: its own forward decides
+        else:
+            # The weight scales the small matrix, not the long activations.
+            term = functional.linear(stream, linear.weight * weight, linear.bias * weight)
+        return term if mixed is None else mixed + term
+
+
+class SharedProjectors(nn.Module):
+    """In_bk and Out_bk of `mixing="shared"` (the paper): d_max -> d_k and d_k -> d_max."""
+
+    def __init__(self, num_blocks: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        d_max = max(widths)
+        self.project_in = nn.ModuleList(
+            nn.ModuleList(nn.Linear(d_max, width) for width in widths) for _ in range(num_blocks)
+        )
+        self.project_out = nn.ModuleList(
+            nn.ModuleList(nn.Linear(width, d_max) for width in widths) for _ in range(num_blocks)
+        )
+
+
+def pair_name(source: int, target: int) -> str:
+    """Name of the translator between two components in a module dictionary."""
+    return f"{source}_to_{target}"
+
+
+def pad_width(hidden: Tensor, width: int) -> Tensor:
+    """Zero-pad the last dimension to `width` (the paper's Pad0)."""
+    missing = width - hidden.shape[-1]
+    return functional.pad(hidden, (0, missing)) if missing else hidden
+
+
+@torch.no_grad()
+def set_identity(linear: nn.Linear) -> None:
+    """Make a linear map copy the common coordinates: truncate or zero-pad, no bias."""
+    nn.init.eye_(linear.weight)
+    nn.init.zeros_(linear.bias)
+
+
+@torch.no_grad()
+def set_random(linear: nn.Linear, generator: torch.Generator) -> None:
+    """Draw a linear map from torch's default distribution, with a generator of its own."""
+    bound = linear.in_features**-0.5
+    for parameter in (linear.weight, linear.bias):
+        value = torch.rand(parameter.shape, generator=generator) * (2 * bound) - bound
+        parameter.copy_(value)
+
+
+def initialise(
+    linears: Sequence[nn.Linear], how: str, generator: torch.Generator | None = None
+) -> None:
+    """Initialise projectors: `identity` or `random` (closed form lives in `closed_form`)."""
+    choices: dict[str, Callable[[nn.Linear], None]] = {
+        "identity": set_identity,
+        "random": lambda linear: set_random(linear, generator or torch.Generator().manual_seed(0)),
+    }
+    if how not in choices:
+        raise ValueError(f"Unknown initialisation {how!r} of projectors. Known: {list(choices)}.")
+    generator = generator or torch.Generator().manual_seed(0)
+    for linear in linears:
+        choices[how](linear)
+
+
+def _is_plain_linear(linear: nn.Module) -> bool:
+    return type(linear) is nn.Linear and not linear._forward_hooks and "forward" not in vars(linear)
