@@ -1,0 +1,110 @@
+"""Worker processes of a sweep: spawned, fed one trial at a time, replaced when they die."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Crew:
+    """A few processes that run one function. Leaving the context ends them."""
+
+    def __init__(self, worker: str, size: int) -> None:
+        self.worker, self.size = worker, size
+        self.threads = max(1, cpu_threads() // size)
+        self.members: dict[Connection, SpawnProcess] = {}
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for line, process in self.members.items():
+            process.terminate()
+            process.join(timeout=5)
+            line.close()
+
+    def work(self, texts: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (key, answer) for each JSON text as it gets done, in any order."""
+        waiting = list(texts.items())[::-1]
+        busy: dict[Connection, str] = {}
+        while waiting or busy:
+            while waiting and len(busy) < self.size:
+                line = next((one for one in self.members if one not in busy), None) or self._hire()
+                key, text = waiting.pop()
+                busy[line] = key
+                # A worker that died idle is noticed when it is listened to.
+                with suppress(OSError):
+                    line.send_bytes(text.encode())
+            for ready in wait(list(busy)):
+                assert isinstance(ready, Connection)
+                yield busy.pop(ready), self._hear(ready)
+
+    def _hire(self) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        with _threads_limited(self.threads):
+            process = context.Process(target=serve, args=(self.worker, theirs), daemon=True)
+            process.start()
+        theirs.close()  # so that the worker's death ends the line
+        self.members[ours] = process
+        return ours
+
+    def _hear(self, line: Connection) -> dict[str, Any]:
+        try:
+            return json.loads(line.recv_bytes())
+        except (EOFError, OSError):
+            process = self.members.pop(line)
+            process.join()
+            line.close()
+            return {
+                "error": f"The worker process died with exit code {process.exitcode} "
+                "(a negative number is a signal; -9 often means that memory ran out)."
+            }
+
+
+def serve(worker: str, line: Connection) -> None:
+    """Answer trials until the parent hangs up. Messages are JSON, never pickles."""
+    from manticore.training.pool import answer_trial, load_worker
+
+    def load_and_run(settings: dict[str, Any]) -> dict[str, Any]:
+        return load_worker(worker)(settings)  # in here, a failing import is reported too
+
+    try:
+        while True:
+            settings = json.loads(line.recv_bytes())
+            line.send_bytes(json.dumps(answer_trial(load_and_run, settings)).encode())
+    except (EOFError, OSError, KeyboardInterrupt):
+        return  # the parent is gone, or stops us too
+
+
+def cpu_threads() -> int:
+    """Return the number of threads that computations here may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _threads_limited(threads: int) -> Iterator[None]:
+    # A spawned process inherits the environment before it imports anything.
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update({name: str(threads) for name in _THREAD_VARIABLES})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
