@@ -58,7 +58,8 @@ def read_documents(
         group_field: for rows: the field whose equal values stay in one split.
         split: for Hugging Face datasets: which of their splits.
         limit: keep the first so many documents.
-        document_chars: for plain text: a document ends at the blank line nearest below this.
+        document_chars: for plain text: documents are whole paragraphs up to so many characters;
+            a paragraph longer than twice that is cut at a line end or a space.
         region_chars: for plain text: neighbours within so many characters share a group.
 
     Raises:

@@ -56,7 +56,13 @@ def hub_rows(name: str, split: str | None) -> Iterable[Row]:
     """Return the rows of a dataset of the Hugging Face hub, "owner/name" or "owner/name@config"."""
     datasets = _datasets(f"the dataset hf:{name}")
     repository, _, configuration = name.partition("@")
-    loaded = datasets.load_dataset(repository, configuration or None)
+    try:
+        loaded = datasets.load_dataset(repository, configuration or None)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"hf:{name} could not be loaded: {error} Check the name, the configuration after '@' "
+            f"and the network, or give a folder written by `save_to_disk`."
+        ) from error
     return _one_split(loaded, split, f"hf:{name}")
 
 
@@ -81,7 +87,10 @@ def _template(field: str | Sequence[str] | None) -> tuple[str, list[str]]:
         field = "\n".join("{" + name + "}" for name in field)
     if "{" not in field:
         field = "{" + field + "}"
-    fields = [name for _, name, _, _ in string.Formatter().parse(field) if name is not None]
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(field) if name is not None]
+    except ValueError:  # a brace that never closes
+        fields = []
     # A row is data, not an object to look into: "{question.__class__}" is refused.
     if not fields or not all(name.replace("-", "_").isidentifier() for name in fields):
         raise ValueError(
