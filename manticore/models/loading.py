@@ -80,12 +80,7 @@ def load_component(
             f"The weights of {name!r} do not load: {_first_line(error)}. The files are damaged or "
             "do not belong to its config.json. Fetch or save the checkpoint again."
         ) from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ValueError(
-            f"The checkpoint {name!r} lacks {len(missing)} weights that its config.json asks for "
-            f"(first: {missing[0]}). They would be random. Fetch or save the checkpoint again."
-        )
+    _check_complete(name, info)
     return model.eval()
 
 
@@ -94,7 +89,7 @@ def load_config(path_or_name: str | os.PathLike[str], **kwargs: Any) -> PreTrain
     name = os.fspath(path_or_name)
     fields = _read_config(name, kwargs)
     model_type = fields.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedFamilyError(f"{name!r}: {unsupported_message(model_type)}")
     plain = {key: value for key, value in fields.items() if key not in CODE_FIELDS}
     try:
@@ -108,6 +103,27 @@ def load_config(path_or_name: str | os.PathLike[str], **kwargs: Any) -> PreTrain
     return config
 
 
+def _check_complete(name: str, info: dict[str, Any]) -> None:
+    """Weights and config must name the same parameters; otherwise a wrong model would run."""
+    missing, surplus = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing:
+        problem = (
+            f"lacks {len(missing)} weights that its config.json asks for (first: {missing[0]}), "
+            "which would be random"
+        )
+    elif surplus:
+        problem = (
+            f"holds {len(surplus)} weights that its config.json does not know (first: "
+            f"{surplus[0]}), which would be dropped"
+        )
+    else:
+        return
+    raise ValueError(
+        f"The checkpoint {name!r} {problem}. Correct config.json, or fetch or save the checkpoint "
+        "again."
+    )
+
+
 def _read_config(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     path = _find(name, "config.json", kwargs)
     if path is None:
@@ -115,6 +131,11 @@ def _read_config(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"The folder {name!r} holds an adapter, not a model. Load its base model with "
                 "peft, call merge_and_unload() and save_pretrained(), and give that folder."
+            )
+        if not _is_folder(name):
+            raise ValueError(
+                f"{name!r} is neither a folder here nor a model that the hub gives. Check the "
+                "spelling, the network and your access."
             )
         raise ValueError(
             f"{name!r} has no config.json. Give a folder made by save_pretrained(), or the name "
@@ -154,7 +175,7 @@ def _refuse_without_safetensors(name: str) -> None:
     reason = (
         f"holds its weights as a pickle ({', '.join(pickles)}), which can run code when it is read"
         if pickles
-        else f"has no safetensors weights ({' or '.join(WEIGHT_FILES)})"
+        else f"has no safetensors weights within reach ({' or '.join(WEIGHT_FILES)})"
     )
     raise ValueError(
         f"{name!r} {reason}. Manticore reads safetensors only. If you trust the source, convert it "
@@ -168,6 +189,8 @@ def _weight_shards(found: Path) -> list[Path]:
         return [found]
     try:
         files = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
+        if any(Path(file).name != file for file in files):
+            raise KeyError("a shard lies outside the folder")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{found} is not a valid index of shards. Fetch or save the checkpoint again."
