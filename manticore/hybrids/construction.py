@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 
 EMBEDDINGS = ("own", "new")
+LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type", "classifier_dropout")
 
 
 def from_components(
@@ -50,13 +51,16 @@ def from_components(
         projectors: "random" (the paper) or "identity"; the closed-form start is
             `closed_form.fit_projectors`.
         seed: of random projectors and new embeddings.
-        load_options: passed to `from_pretrained` (dtype, quantization_config, device_map, ...).
+        load_options: passed to `from_pretrained` (dtype, quantization_config, device_map, ...);
+            for classifiers, `num_labels`, `id2label`, `label2id`, `problem_type` and
+            `classifier_dropout` go to the config.
 
     Returns:
         The hybrid. `hybrid.vocabulary_report` says what happened to the tables.
     """
     if embeddings not in EMBEDDINGS:
         raise ValueError(f"Unknown embeddings {embeddings!r}. Known: {', '.join(EMBEDDINGS)}.")
+    label_options = {key: load_options.pop(key) for key in LABEL_OPTIONS if key in load_options}
     loaded = _load_all(components, load_options)
     tables, report = align_vocabulary(loaded, tokenizers, host)
     bases = [_with_table(model, embed) for model, (embed, _) in zip(loaded, tables, strict=True)]
@@ -71,6 +75,7 @@ def from_components(
         vocab_size=report.vocab_size,
         host=host,
         **_special_tokens(loaded[host].config, report.vocab_size),
+        **label_options,
     )
     heads = [head for _, head in tables]
     _mark_initialised([*bases, *heads])
@@ -82,7 +87,8 @@ def from_components(
     if embeddings == "new":
         _draw_new_tables(hybrid, generator)
     hybrid.vocabulary_report = report
-    hybrid.generation_config.update(**_special_tokens(loaded[host].config, report.vocab_size))
+    if hybrid.can_generate():
+        hybrid.generation_config.update(**_special_tokens(loaded[host].config, report.vocab_size))
     return hybrid.eval()
 
 
@@ -160,10 +166,12 @@ def _draw_new_tables(hybrid: nn.Module, generator: torch.Generator) -> None:
         weight = component.get_input_embeddings().weight
         value = torch.randn(weight.shape, generator=generator) * hybrid.config.initializer_range
         weight.copy_(value)
-        hybrid.config.components[k].tie_word_embeddings = True
-        hybrid.heads[k].weight = weight
-    hybrid.config.tie_word_embeddings = True
-    hybrid.refresh_tied_keys()
+        if hasattr(hybrid, "heads"):
+            hybrid.config.components[k].tie_word_embeddings = True
+            hybrid.heads[k].weight = weight
+    if hasattr(hybrid, "heads"):
+        hybrid.config.tie_word_embeddings = True
+        hybrid.refresh_tied_keys()
 
 
 __all__ = ["VocabularyReport", "from_components", "keep_mixture_in_float32", "projector_maps"]

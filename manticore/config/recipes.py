@@ -1,0 +1,234 @@
+"""The recipes: everything that decides a run, as strict dataclasses without behaviour.
+
+Paths that begin with `./` or `../` are relative to the recipe's own file; anything else is a
+name on the model hub or a path as given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    kind: str
+    """Name of this kind of text in tables, such as prose."""
+    path: str
+    """File or folder of text, JSON lines or Parquet, or hf:NAME for a data set on the hub."""
+    field: str | None = None
+    """JSON, Parquet: the field that holds the text, or a template such as '{question}\\n{answer}'."""
+    group_field: str | None = None
+    """JSON, Parquet: rows with the same value here stay in one split."""
+    split: str | None = None
+    """Data sets with splits of their own: the one to read."""
+    limit: int | None = None
+    """Read at most so many documents."""
+    weight: float = 1.0
+    """Share of this kind in a batch, in any unit."""
+    licence: str = ""
+    """Shown in the report and in model cards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    pretrain: float = 0.0
+    """Share kept for pretraining components; fine-tuning never sees it."""
+    train: float = 0.9
+    """Share on which weights are trained."""
+    architecture: float = 0.03
+    """Share on which the mixture is searched."""
+    validation: float = 0.03
+    """Share on which learning rates and checkpoints are chosen."""
+    test: float = 0.04
+    """Share that is read once, for the final table."""
+    seed: int = 0
+    """Of the division into splits; keep it equal to that of the components' pretraining."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    sources: tuple[SourceConfig, ...]
+    """Kinds of text; a batch holds them in proportion to their weights."""
+    tokenizer: str | None = None
+    """Folder or name of the tokenizer; default that of the host component."""
+    seq_len: int = 128
+    """Tokens in a row."""
+    splits: SplitConfig = SplitConfig()
+    """How documents are divided; groups stay together, duplicates are dropped."""
+    eval_rows: int | None = None
+    """Rows of each kind that an evaluation reads; default all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    steps: int
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Rows in a batch, all kinds together."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.01
+    """Of matrices; vectors and biases are not decayed."""
+    beta2: float = 0.95
+    """Second-moment decay of AdamW; the first is 0.9."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    warmup_steps: int = 10
+    """Steps of linear warm-up."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """What the learning rate does after the warm-up."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints; a killed run loses at most this many."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs matrix products in bfloat16; weights stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe:
+    kind: Literal["pretrain"] = "pretrain"
+    """Which pipeline reads this file."""
+    name: str
+    """Name of the model and of its run."""
+    seed: int = 0
+    """Of the initial weights and of the order of the data."""
+    model: dict[str, int | float | str | bool | None]
+    """Hugging Face config: model_type and any of its fields."""
+    data: DataConfig
+    """Text of the model's own kind; only the pretrain split is trained on."""
+    train: OptimizerConfig
+    """Length and step size of the training."""
+    ngram_order: int = 5
+    """The model must beat a back-off model of this order trained on the same rows; 0: skip."""
+    validate_every: int = 200
+    """Steps between losses on the validation split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentConfig:
+    path: str
+    """Folder or hub name of a pretrained causal language model (safetensors)."""
+    name: str | None = None
+    """Name in tables; default the last part of the path."""
+    tokenizer: str | None = None
+    """Folder or name of its tokenizer, when it differs from the host's."""
+    lr: float | None = None
+    """Its own best learning rate when fine-tuned alone; default that of `finetune`."""
+    licence: str = ""
+    """Shown in the model card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridConfig:
+    num_blocks: int = 2
+    """Blocks B into which every component is cut."""
+    partition: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    """Layer ranges [first, last) by component and block; default as even as possible."""
+    mixing: Literal["streams", "shared"] = "streams"
+    """streams: every component keeps its own stream; shared: one stream (the paper)."""
+    loyalty: float = 2.0
+    """How much a stream prefers itself; .inf means no cross-talk."""
+    learn_loyalty: bool = False
+    """Make the loyalties parameters."""
+    router: bool = True
+    """Weigh the heads anew for each token."""
+    own_head_mixture: bool = True
+    """Give the heads a mixture row of their own instead of the last block's."""
+    host: int = 0
+    """Component whose tokenizer the hybrid uses."""
+    embeddings: Literal["own", "new"] = "own"
+    """own: the pretrained tables; new: fresh ones (the paper)."""
+    mixture: Rows | None = None
+    """Start mixture, one row for each block; default uniform."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorConfig:
+    start: Literal["closed-form", "identity", "random"] = "closed-form"
+    """Ridge regression on the components' own streams, or a plain start."""
+    tokens: int = 16384
+    """Tokens that the closed form sees."""
+    ridge: float = 1e-4
+    """Its penalty, as a share of the mean variance."""
+    steps: int = 0
+    """Steps of projector-only training at Dirichlet mixtures, components frozen."""
+    lr: float = 1e-3
+    """Learning rate of that training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    method: Literal["none", "darts-bilevel", "gaea"] = "gaea"
+    """none keeps the start mixture."""
+    steps: int = 40
+    """Steps; each takes one batch for the weights and one for the mixture."""
+    lr: float = 2e-3
+    """Learning rate of the weights during the search."""
+    mixture_lr: float = 0.05
+    """Learning rate of the mixture; it has an optimizer of its own, without decay."""
+    mixture_clip: float = 1.0
+    """Largest gradient norm of the mixture."""
+    warmup_steps: int = 10
+    """Steps during which the mixture stays frozen."""
+    train_weights: bool = True
+    """False searches the mixture of the frozen hybrid."""
+    finish: Literal["soft", "prune", "one-hot"] = "soft"
+    """Keep the mixture, drop small branches, or keep one component in each block."""
+    threshold: float = 0.02
+    """For prune: weights below it become zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    component_equal_tokens: bool = True
+    """Each component fine-tuned alone on the hybrid's batches."""
+    component_equal_flops: bool = True
+    """Each component fine-tuned alone for as many tokens as the hybrid's FLOPs would buy."""
+    ensembles: bool = True
+    """Logit and probability ensembles of the fine-tuned components."""
+    no_cross_talk: bool = True
+    """The hybrid with infinite loyalty: jointly tuned, routed, translators unused."""
+    uniform_mixture: bool = True
+    """The hybrid at the uniform mixture."""
+    random_mixture: bool = True
+    """The hybrid at a mixture drawn from the flat Dirichlet distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    prompts: tuple[str, ...] = ()
+    """Texts that the finished hybrid continues."""
+    max_new_tokens: int = 60
+    """Length of a continuation."""
+    temperature: float = 0.8
+    """Sampling temperature; 0 is greedy."""
+    top_p: float = 0.95
+    """Nucleus of the sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridRecipe:
+    kind: Literal["hybrid"] = "hybrid"
+    """Which pipeline reads this file."""
+    name: str
+    """Name of the hybrid and of its run."""
+    seed: int = 0
+    """Of everything that is drawn; named streams are derived from it."""
+    components: tuple[ComponentConfig, ...]
+    """The pretrained models."""
+    data: DataConfig
+    """What to fine-tune on."""
+    hybrid: HybridConfig = HybridConfig()
+    """How the components are put together."""
+    projectors: ProjectorConfig = ProjectorConfig()
+    """Phase A."""
+    search: SearchConfig = SearchConfig()
+    """Phase B."""
+    finetune: OptimizerConfig
+    """Phase C; the baselines see the same batches."""
+    compare: CompareConfig = CompareConfig()
+    """Phase D: the other rows of the table."""
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    """Text that the report shows."""

@@ -1,0 +1,156 @@
+"""Make a hybrid smaller: drop branches of little weight, and the layers nobody runs any more."""
+
+import copy
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from manticore.hybrids.closed_form import fit_projectors
+from manticore.hybrids.configuration_manticore import ManticoreConfig
+from manticore.hybrids.projectors import pair_name
+from manticore.models.shortening import keep_layers
+
+if TYPE_CHECKING:
+    from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
+
+
+@torch.no_grad()
+def prune(
+    hybrid: "ManticoreForCausalLM",
+    threshold: float = 1e-3,
+    *,
+    one_hot: bool = False,
+    batches: Iterable[dict[str, Tensor]] | None = None,
+) -> "ManticoreForCausalLM":
+    """A new hybrid without the branches whose weight is below `threshold`.
+
+    Weights below the threshold become exact zeros and rows are normalised again. Layers that no
+    block runs any more are removed, and so are components that nothing reads. The given hybrid
+    is not changed; the layers that stay are shared with it.
+
+    Args:
+        threshold: 0 to 1; the largest weight of a row always stays.
+        one_hot: keep only the largest weight of every row.
+        batches: text for a closed-form refit. A path that switches component needs it: its
+            translators carry everything, while with soft weights they carried corrections.
+    """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold={threshold}: give a weight from 0 to below 1.")
+    rows = hybrid.backbone.rows
+    blocks = sparsify(rows.weights, threshold, one_hot)
+    embed = None if rows.embed is None else _one(rows.log_embed_row(), threshold, one_hot)
+    head = None if rows.head is None else _one(rows.log_head_row(0), threshold, one_hot)
+    smaller = shallow_hybrid(hybrid)
+    smaller.set_mixture(blocks, embed=embed, head=head)
+    if batches is not None:
+        fit_projectors(smaller, batches)
+    _remove_idle_layers(smaller)
+    return _remove_idle_components(smaller)
+
+
+def sparsify(weights: Tensor, threshold: float, one_hot: bool = False) -> Tensor:
+    """Rows with small weights set to zero, normalised: same shape."""
+    largest = weights.argmax(dim=-1, keepdim=True)
+    keep = torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, largest, True)
+    if not one_hot:
+        keep |= weights >= threshold
+    kept = weights * keep
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+def shallow_hybrid(hybrid: "ManticoreForCausalLM") -> "ManticoreForCausalLM":
+    """A copy with its own config, mixture and projectors that shares the components' layers."""
+    shared = {id(p): p for c in hybrid.model.components for p in [*c.parameters(), *c.buffers()]}
+    shared |= {id(p): p for p in hybrid.heads.parameters()}
+    return copy.deepcopy(hybrid, memo=dict(shared))
+
+
+def _one(log_row: Tensor, threshold: float, one_hot: bool) -> Tensor:
+    return sparsify(log_row.exp(), threshold, one_hot)
+
+
+def _remove_idle_layers(hybrid: "ManticoreForCausalLM") -> None:
+    config, rows = hybrid.config, hybrid.backbone.rows
+    for k, component in enumerate(hybrid.model.components):
+        used = [k in rows.active(block) for block in range(config.num_blocks)]
+        if all(used) or not any(used):
+            continue  # a component without any block is removed as a whole
+        indices, ranges, start = [], [], 0
+        for (first, last), on in zip(config.partition[k], used, strict=True):
+            indices += range(first, last) if on else []
+            ranges.append([start, start + (last - first) * on])
+            start = ranges[-1][1]
+        if keep_layers(component, indices):
+            config.partition[k] = ranges
+
+
+def _remove_idle_components(hybrid: "ManticoreForCausalLM") -> "ManticoreForCausalLM":
+    config, rows = hybrid.config, hybrid.backbone.rows
+    tied_block = config.num_blocks - 1 if config.mixing == "streams" else 0
+    used = {k for block in range(config.num_blocks) for k in rows.active(block)}
+    used |= set(rows.active_embed()) | set(rows.active_head(tied_block))
+    if len(used) == config.num_components:
+        return hybrid
+    return select_components(hybrid, sorted(used))
+
+
+def select_components(
+    hybrid: "ManticoreForCausalLM", kept: list[int]
+) -> "ManticoreForCausalLM":
+    """A hybrid of some of the components; the others must have no weight anywhere."""
+    old, rows = hybrid.config, hybrid.backbone.rows
+    values = old.to_dict()
+    settings = {key: v for key, v in values.items() if not key.startswith("component_")}
+    settings |= {
+        "components": [old.components[k] for k in kept],
+        "partition": [old.partition[k] for k in kept],
+        "host": kept.index(old.host) if old.host in kept else 0,
+    }
+    config = ManticoreConfig(**settings)
+    components = [hybrid.model.components[k] for k in kept]
+    smaller = type(hybrid)(config, components, [hybrid.heads[k] for k in kept])
+    smaller.to(dtype=hybrid.dtype)
+    smaller.set_mixture(
+        rows.weights[:, kept],
+        embed=None if rows.embed is None else rows.log_embed_row().exp()[kept],
+        head=None if rows.head is None else rows.log_head_row(0).exp()[kept],
+    )
+    _copy_projectors(hybrid, smaller, kept)
+    smaller.generation_config = copy.deepcopy(hybrid.generation_config)
+    return smaller.train(hybrid.training)
+
+
+def _copy_projectors(
+    old: "ManticoreForCausalLM", new: "ManticoreForCausalLM", kept: list[int]
+) -> None:
+    if old.config.mixing == "streams":
+        new.model.loyalty.load_state_dict(old.model.loyalty.state_dict())
+        for boundary, j, k, linear in new.model.translators.pairs():
+            source = old.model.translators.boundaries[boundary][pair_name(kept[j], kept[k])]
+            linear.load_state_dict(source.state_dict())
+        _copy_router(old, new, kept)
+        return
+    for name in ("project_in", "project_out"):
+        for block, maps in enumerate(getattr(new.model.projectors, name)):
+            for k, linear in enumerate(maps):
+                _copy_corner(getattr(old.model.projectors, name)[block][kept[k]], linear)
+
+
+def _copy_router(
+    old: "ManticoreForCausalLM", new: "ManticoreForCausalLM", kept: list[int]
+) -> None:
+    if new.model.router is None or old.model.router is None:
+        return
+    columns = torch.arange(sum(old.config.widths)).split(old.config.widths)
+    chosen = torch.cat([columns[k] for k in kept])
+    new.model.router.weight.copy_(old.model.router.weight[kept][:, chosen])
+    new.model.router.bias.copy_(old.model.router.bias[kept])
+
+
+def _copy_corner(source: nn.Linear, target: nn.Linear) -> None:
+    # The shared stream shrinks with the widest component; its first coordinates stay.
+    out_width, in_width = target.weight.shape
+    target.weight.copy_(source.weight[:out_width, :in_width])
+    target.bias.copy_(source.bias[:out_width])
