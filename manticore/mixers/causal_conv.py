@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -31,11 +30,14 @@ def causal_conv(padded: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 class _ShiftAndAdd(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(padded: Tensor, taps: Tensor) -> Tensor:
-        return _shift_and_add(padded, taps)
+        n_taps = taps.shape[0]
+        seq_len = padded.shape[1] - n_taps + 1
+        y = padded[:, :seq_len] * taps[0]
+        for k in range(1, n_taps):
+            y.addcmul_(padded[:, k : k + seq_len], taps[k])
+        return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -47,18 +49,27 @@ class _ShiftAndAdd(torch.autograd.Function):
         grad_padded = grad_taps = None
         n_taps, seq_len = taps.shape[0], grad.shape[1]
         if ctx.needs_input_grad[0]:
-            around = F.pad(grad, (0, 0, n_taps - 1, n_taps - 1))
-            grad_padded = _shift_and_add(around, taps.flip(0))
+            outside = grad.new_zeros(grad.shape[0], n_taps - 1, grad.shape[2])
+            around = torch.cat([outside, grad, outside], dim=1)
+            grad_padded = _ShiftAndAdd.apply(around, taps.flip(0))
         if ctx.needs_input_grad[1]:
             shifted = (padded[:, k : k + seq_len] for k in range(n_taps))
             grad_taps = torch.stack([(grad * x).sum((0, 1)) for x in shifted])
         return grad_padded, grad_taps
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], padded: Tensor, taps: Tensor) -> Any:
+        # Channels do not see each other, so a mapped dimension is more channels.
+        size = info.batch_size
+        y = _ShiftAndAdd.apply(
+            _more_channels(padded, in_dims[0], size), _more_channels(taps, in_dims[1], size)
+        )
+        return y.unflatten(-1, (size, y.shape[-1] // size)), y.dim() - 1
 
-def _shift_and_add(padded: Tensor, taps: Tensor) -> Tensor:
-    n_taps = taps.shape[0]
-    seq_len = padded.shape[1] - n_taps + 1
-    y = padded[:, :seq_len] * taps[0]
-    for k in range(1, n_taps):
-        y = y.addcmul_(padded[:, k : k + seq_len], taps[k])
-    return y
+
+def _more_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    if dim is None:
+        tensor = tensor.unsqueeze(-2).expand(*tensor.shape[:-1], size, tensor.shape[-1])
+    else:
+        tensor = tensor.movedim(dim, -2)
+    return tensor.flatten(-2)

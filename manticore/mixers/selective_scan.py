@@ -106,9 +106,10 @@ def _many_steps(
     def time_major(t: Tensor) -> Tensor:
         return t.transpose(0, 1).unsqueeze(1).contiguous()  # (B, T, ...) -> (T, 1, B, ...)
 
+    steps = time_major(dt)
     y, state = scan_segments(
-        time_major(dt * x),
-        time_major(dt),
+        steps * x.transpose(0, 1).unsqueeze(1),  # in the layout of its first factor: no copy
+        steps,
         A.t().unsqueeze(0).contiguous(),  # (1, N, D)
         time_major(B),
         time_major(C),
@@ -120,7 +121,8 @@ def _many_steps(
 def _skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
     if D is not None:
         y = torch.addcmul(y, x, D.to(y.dtype))
-    return y if z is None else y * F.silu(z.to(y.dtype))
+    # The first factor sets the layout, and what follows wants z's (batch first).
+    return y if z is None else F.silu(z.to(y.dtype)) * y
 
 
 def _check_shapes(

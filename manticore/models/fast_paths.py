@@ -105,15 +105,15 @@ class FastMambaMixer(MambaMixer):
             )
             x = seen[..., -(seq_len + before) :].transpose(1, 2)
         weight = self.conv1d.weight
-        x = F.pad(x, (0, 0, before + seq_len - x.shape[1], 0)).to(weight.dtype)
+        missing = x.new_zeros(x.shape[0], before + seq_len - x.shape[1], x.shape[2])
+        x = torch.cat([missing, x], dim=1).to(weight.dtype)
         return ACT2FN[self.activation](causal_conv(x, weight.squeeze(1), self.conv1d.bias))
 
     def _scan(self, x: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
         low_rank, B, C = torch.split(self.x_proj(x), sizes, dim=-1)
         # The weight is used directly, as transformers does: an adapter on dt_proj has no effect.
-        dt = F.linear(low_rank, self.dt_proj.weight).float()
-        dt = F.softplus(dt if self.dt_proj.bias is None else dt + self.dt_proj.bias.float())
+        dt = F.softplus(F.linear(low_rank, self.dt_proj.weight, self.dt_proj.bias).float())
         A = -torch.exp(self.A_log.float())
         return selective_scan(x, dt, A, B, C, D=self.D, z=z, initial_state=state)
 
