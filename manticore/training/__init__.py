@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from manticore.training.checkpoints import load_weights as load_weights
     from manticore.training.checkpoints import save_checkpoint as save_checkpoint
     from manticore.training.checkpoints import save_weights as save_weights
-    from manticore.training.loop import TrainConfig as TrainConfig
-    from manticore.training.loop import TrainResult as TrainResult
+    from manticore.training.config import TrainConfig as TrainConfig
+    from manticore.training.config import TrainResult as TrainResult
     from manticore.training.loop import train as train
     from manticore.training.optimizers import ParameterGroup as ParameterGroup
     from manticore.training.optimizers import build_adamw as build_adamw
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from manticore.training.pool import TrialError as TrialError
     from manticore.training.pool import run_trials as run_trials
     from manticore.training.schedules import learning_rate as learning_rate
-    from manticore.training.stepping import LoopResult as LoopResult
-    from manticore.training.stepping import LoopState as LoopState
-    from manticore.training.stepping import NonFiniteLossError as NonFiniteLossError
+    from manticore.training.state import LoopResult as LoopResult
+    from manticore.training.state import LoopState as LoopState
+    from manticore.training.state import NonFiniteLossError as NonFiniteLossError
     from manticore.training.stepping import run_loop as run_loop
 
 _HOMES = {
@@ -35,8 +35,8 @@ _HOMES = {
     "load_weights": "checkpoints",
     "save_checkpoint": "checkpoints",
     "save_weights": "checkpoints",
-    "TrainConfig": "loop",
-    "TrainResult": "loop",
+    "TrainConfig": "config",
+    "TrainResult": "config",
     "train": "loop",
     "ParameterGroup": "optimizers",
     "build_adamw": "optimizers",
@@ -44,9 +44,9 @@ _HOMES = {
     "TrialError": "pool",
     "run_trials": "pool",
     "learning_rate": "schedules",
-    "LoopResult": "stepping",
-    "LoopState": "stepping",
-    "NonFiniteLossError": "stepping",
+    "LoopResult": "state",
+    "LoopState": "state",
+    "NonFiniteLossError": "state",
     "run_loop": "stepping",
 }
 

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from manticore.training.batches import Batch, count_scored, move_batch, split_batch
+from manticore.training.batches import Batch, count_scored
+from manticore.training.config import TrainConfig, TrainResult
+from manticore.training.gradient_step import GradientStep, LossFunction, model_loss
 from manticore.training.optimizers import (
     ParameterGroup,
     Parameters,
     build_adamw,
-    clip_gradients,
     implementation_of,
     name_groups,
-    set_learning_rate,
 )
-from manticore.training.schedules import KINDS, learning_rate
-from manticore.training.stepping import (
-    LogFunction,
-    LoopResult,
-    LoopState,
-    NonFiniteLossError,
-    run_loop,
-)
+from manticore.training.state import LoopResult, LoopState, NonFiniteLossError
+from manticore.training.stepping import LogFunction, run_loop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,83 +39,7 @@ __all__ = [
     "train",
 ]
 
-LossFunction = Callable[[nn.Module, Batch], Tensor]
 EvalFunction = Callable[[nn.Module], Mapping[str, Any] | float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    steps: int
-    """Optimizer steps; the run's length has no sensible default."""
-    lr: float
-    """Highest learning rate; it depends on the model."""
-    weight_decay: float = 0.01
-    """Decoupled decay of matrices; biases and one-dimensional parameters never decay."""
-    beta1: float = 0.9
-    """AdamW's memory of the gradient."""
-    beta2: float = 0.95
-    """AdamW's memory of the squared gradient."""
-    clip: float = 1.0
-    """Largest gradient norm per parameter group; 0 does not clip."""
-    warmup_steps: int = 10
-    """Steps of linear rise to ``lr``."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """What follows the warm-up."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints; 0 writes only the last one."""
-    log_every: int = 10
-    """Steps between log records; 0 logs only the last step."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """``bf16`` runs matrix products in bfloat16 (autocast); weights and moments keep theirs."""
-    grad_accumulation: int = 1
-    """Pieces that each batch is computed in; the gradient is that of the whole batch."""
-    device: Literal["auto", "cpu"] = "auto"
-    """``auto`` takes what accelerate finds; ``cpu`` stays on the CPU even beside a GPU."""
-
-    def __post_init__(self) -> None:
-        choices = {
-            "schedule": KINDS,
-            "precision": ("fp32", "bf16"),
-            "device": ("auto", "cpu"),
-        }
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                given = getattr(self, key)
-                raise ValueError(f"Unknown {key} {given!r}. Known: {', '.join(allowed)}.")
-        for key, least in {"steps": 1, "grad_accumulation": 1, "warmup_steps": 0}.items():
-            if getattr(self, key) < least:
-                raise ValueError(f"{key}={getattr(self, key)}: at least {least} is needed.")
-        for key in ("lr", "weight_decay", "clip"):
-            value = getattr(self, key)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{key}={value}: give a finite number that is not negative.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    steps: int
-    tokens: int
-    """Tokens of all batches (elements of ``input_ids``; scored items if there are none)."""
-    seconds: float
-    losses: list[float]
-    """Training loss of every step."""
-    final_loss: float
-    """Training loss of the last step."""
-    evaluations: list[dict[str, Any]]
-    """What ``eval_fn`` returned, each with its ``step``."""
-    best_loss: float | None
-    """Lowest ``loss`` among the evaluations."""
-    best_step: int | None
-    parameters: int
-    """Number of trained parameters."""
-    optimizer: str
-    """Kernel that AdamW ran on: fused, foreach, single or default."""
-    device: str
-    precision: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON."""
-        return asdict(self)
 
 
 def train(
@@ -178,8 +96,16 @@ def train(
             betas=(config.beta1, config.beta2),
             clip=config.clip,
         )
-        step_fn = _Step(model, batch_at, config, accelerator, device, optimizer, count_items)
-        step_fn.loss_fn = loss_fn or model_loss
+        step_fn = GradientStep(
+            model,
+            batch_at,
+            config,
+            accelerator,
+            device,
+            optimizer,
+            loss_fn or model_loss,
+            count_items,
+        )
         model.train()
         done = run_loop(
             step_fn,
@@ -201,89 +127,6 @@ def train(
         )
         model.zero_grad(set_to_none=True)
     return _result(done, optimizer, device, config)
-
-
-class _Step:
-    """One optimizer step on the batch of a step."""
-
-    loss_fn: LossFunction
-
-    def __init__(
-        self,
-        model: nn.Module,
-        batch_at: Callable[[int], Batch],
-        config: TrainConfig,
-        accelerator: Accelerator,
-        device: torch.device,
-        optimizer: Optimizer,
-        count_items: Callable[[Batch], int],
-    ) -> None:
-        self.model, self.batch_at, self.config = model, batch_at, config
-        self.accelerator, self.device, self.optimizer = accelerator, device, optimizer
-        self.count_items = count_items
-        self.is_parallel = accelerator.num_processes > 1
-        # Alone, the model is used as it is: prepare would leave its forward wrapped.
-        self.runner = accelerator.prepare(model) if self.is_parallel else model
-
-    def __call__(self, step: int) -> dict[str, Any]:
-        config = self.config
-        lr = learning_rate(
-            step,
-            steps=config.steps,
-            base=config.lr,
-            warmup=config.warmup_steps,
-            kind=config.schedule,
-        )
-        set_learning_rate(self.optimizer, lr)
-        self.model.zero_grad(set_to_none=True)
-        loss, tokens = self._backward(step, self.batch_at(step))
-        norm = clip_gradients(self.optimizer, self.accelerator.clip_grad_norm_)
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.optimizer.step()
-        return {"loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens}
-
-    def _backward(self, step: int, batch: Batch) -> tuple[float, int]:
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        pieces = split_batch(batch, world * self.config.grad_accumulation)
-        items = self.count_items(batch)
-        if items == 0:
-            raise ValueError(
-                f"The batch of step {step} has nothing to score: every label is -100. "
-                "Check the data, or make the sequences longer than their prompts."
-            )
-        total = torch.zeros((), device=self.device)
-        mine = pieces[rank::world]
-        for number, piece in enumerate(mine):
-            share = self.count_items(piece) / items
-            if share == 0 and not self.is_parallel:
-                continue  # a mean over nothing is NaN
-            last = number == len(mine) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.runner):
-                with self._autocast():
-                    loss = self.loss_fn(self.runner, move_batch(piece, self.device))
-                # Gradients are averaged over processes, shares are of the whole batch.
-                self.accelerator.backward(loss * (share * world))
-            total += loss.detach().float() * share
-        if self.is_parallel:
-            total = self.accelerator.reduce(total, reduction="sum")
-        ids = batch.get("input_ids")
-        return float(total), ids.numel() if isinstance(ids, Tensor) else items
-
-    def _autocast(self) -> Any:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-
-def model_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the loss that a Hugging Face model computes from its own labels."""
-    loss = getattr(model(**batch), "loss", None)
-    if loss is None:
-        raise ValueError(
-            f"{type(model).__name__} returned no loss. "
-            "Put 'labels' into the batch, or pass loss_fn."
-        )
-    return loss
 
 
 def _accelerator(config: TrainConfig) -> tuple[Accelerator, torch.device]:

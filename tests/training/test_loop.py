@@ -134,7 +134,7 @@ def test_only_the_given_groups_move_each_at_its_own_rate():
     config = toy_config(steps=1, lr=0.1, warmup_steps=0)
     result = train(model, batch_at, config, loss_fn=toy_loss, parameters=groups)
     moved = {
-        name: float((p - q).abs().max())
+        name: float((p - q).detach().abs().max())
         for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True)
     }
     # Adam's first step is the learning rate times the sign of the gradient.

@@ -172,6 +172,16 @@ def test_a_lost_last_checkpoint_is_made_again(tmp_path: Path, uninterrupted):
     assert_same(flat_checkpoint(tmp_path), uninterrupted[2])
 
 
+def test_a_run_killed_between_its_last_checkpoint_and_its_result_is_completed(
+    tmp_path: Path, uninterrupted
+):
+    run(tmp_path)
+    (tmp_path / "result.json").unlink()
+    _, result = run(tmp_path, dies_at=0)
+    assert result.losses == uninterrupted[1].losses
+    assert (tmp_path / "result.json").is_file()
+
+
 def test_other_settings_are_refused_by_name(tmp_path: Path):
     with pytest.raises(Killed):
         run(tmp_path, dies_at=6)
@@ -208,7 +218,7 @@ def test_an_infinite_gradient_stops_too():
             toy_loss(model, batch) + (model.head.bias - model.head.bias.detach()).abs().sqrt().sum()
         )
 
-    with pytest.raises(NonFiniteLossError, match=r"gradient norm at step 0 .* no checkpoint"):
+    with pytest.raises(NonFiniteLossError, match=r"gradient norm at step 0 .* No checkpoint"):
         train(toy_model(), batch_at, toy_config(), loss_fn=loss_fn)
 
 
