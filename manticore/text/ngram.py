@@ -97,8 +97,8 @@ class NGramModel:
         before = np.zeros((len(rows), rows.shape[1]), np.int64)  # number of the context of t
         for n, order in enumerate(self._orders):
             words = rows[:, n:]
+            # An unseen context, -1, makes a negative key, which is never found.
             found = order.find(before * self.vocab_size + words)
-            found[before < 0] = -1
             backoff = np.where(before >= 0, order.backoff[before], 1.0)
             seen = np.where(found >= 0, order.seen[found], 0.0)
             result[:, n:] = seen + backoff * result[:, n:]

@@ -13,6 +13,7 @@ from manticore.text.tokenizers import load_tokenizer, train_bpe
 
 SHARED = os.environ.get("MANTICORE_SHARED_DATA")
 TEXTS = [f"Document {n} is {'very ' * (n % 5)}short.\n\n  Café №{n}." for n in range(50)]
+WIDTHS = "\x7f\x80\u07ff\u0800\uffff\U00010000\U0010ffff"  # the edges of UTF-8's lengths
 STORIES = Path(__file__).parents[1] / "data" / "stories260k"
 
 
@@ -59,7 +60,17 @@ def test_bytes_of_a_row_are_those_of_its_predicted_text():
 
 
 def test_bytes_of_tokens_sum_to_the_bytes_of_each_text(tokenizer):
-    awkward = ["", " ", "é漢🦁\u200d", "  a  ", "a\n\n", "<|endoftext|>", "\ufffd\x00", *TEXTS]
+    awkward = [
+        "",
+        " ",
+        "é漢🦁\u200d",
+        "  a  ",
+        "a\n\n",
+        "<|endoftext|>",
+        "\ufffd\x00",
+        WIDTHS,
+        *TEXTS,
+    ]
     for text, (ids, n_bytes) in zip(awkward, encode(awkward, tokenizer), strict=True):
         assert len(ids) == len(n_bytes)
         assert n_bytes.sum() == len(text.encode())
@@ -80,6 +91,18 @@ def test_bytes_are_exact_with_tokenizers_of_others(name):
     for text, (_, n_bytes) in zip(texts, encode(texts, tokenizer), strict=True):
         assert n_bytes.sum() == len(text.encode())
         assert (n_bytes >= 0).all()
+
+
+def test_what_a_tokenizer_drops_is_counted_with_the_next_token_or_the_last():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"one": 0, "two": 1}, unk_token="one"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    [(ids, n_bytes)] = encode(["  one \u00e9  two   "], tokenizer)
+    assert ids.tolist() == [0, 0, 1]
+    assert n_bytes.tolist() == [5, 3, 8]
 
 
 def test_an_end_of_text_spelled_in_a_document_is_no_boundary(tokenizer):
