@@ -11,6 +11,8 @@ import difflib
 import importlib
 from typing import Any
 
+from wrapt import register_post_import_hook
+
 __version__ = "0.1.0"
 
 # Public name -> the module that holds it.
@@ -39,3 +41,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_PUBLIC})
+
+
+def _register_with_transformers() -> None:
+    """Have our classes registered when transformers' Auto classes appear: now, or when they do."""
+    registration = "manticore.hybrids.registration"
+    for hook, module in [
+        ("register_config", "transformers.models.auto.configuration_auto"),
+        ("register_config", "manticore.hybrids.configuration_manticore"),
+        ("register_models", "manticore.hybrids.modeling_manticore"),
+        ("register_models", "manticore.hybrids.modeling_classification"),
+    ]:
+        register_post_import_hook(f"{registration}:{hook}", module)
+
+
+_register_with_transformers()

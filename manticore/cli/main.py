@@ -1,0 +1,157 @@
+"""The command `manticore`: one table of verbs, each loaded only when it is used."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+_EXIT_BAD_INPUT = 2
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One verb: a module with `add_arguments(parser)`, `run(args) -> int` and an example."""
+
+    module: str
+    """Holds the verb; its docstring is the help text."""
+    group: str
+    """Heading in `manticore --help`."""
+    help: str
+    """One line for `manticore --help`."""
+
+
+# A new verb is one line here and one module.
+VERBS: dict[str, Verb] = {
+    "run": Verb(module="manticore.cli.run", group="run", help="run a recipe from beginning to end"),
+    "report": Verb(
+        module="manticore.cli.report", group="look", help="write a run's report as one HTML file"
+    ),
+    "env": Verb(
+        module="manticore.cli.env", group="look", help="show versions, devices and fast paths"
+    ),
+}
+_EXAMPLE = "manticore run recipes/hybrids/quickstart.yaml --out runs/quickstart"
+_GROUPS = {
+    "run": "Whole runs",
+    "stage": "Single stages",
+    "use": "Use a model",
+    "look": "Look",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 done, 2 bad input, 130 interrupted.
+
+    Args:
+        argv: the words after `manticore`; default `sys.argv`.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    is_debug = "--debug" in words
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if words else _EXIT_BAD_INPUT
+    if words[0] == "--version":
+        from manticore import __version__
+
+        print(f"manticore {__version__}")
+        return 0
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] not in VERBS:
+        return _complain(_unknown_verb(words[0] if words else "--debug"))
+    return _guarded(words[0], words[1:], is_debug)
+
+
+def verb_parser(name: str) -> tuple[argparse.ArgumentParser, ModuleType]:
+    """Return a verb's parser and its module."""
+    module = importlib.import_module(VERBS[name].module)
+    description, _, example = (module.__doc__ or "").partition("Example:")
+    parser = argparse.ArgumentParser(
+        prog=f"manticore {name}",
+        description=description.strip(),
+        epilog=f"example:{example.rstrip()}" if example else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser, module
+
+
+def _guarded(name: str, words: list[str], is_debug: bool) -> int:
+    """Run a verb; turn what the user can mend into one message and exit status 2."""
+    try:
+        parser, module = verb_parser(name)
+        args = parser.parse_intermixed_args(words)
+        args.debug = is_debug
+        status: int = module.run(args)
+        sys.stdout.flush()
+        return status
+    except SystemExit as error:  # argparse has printed what it wanted to say
+        return error.code if isinstance(error.code, int) else _complain(str(error.code))
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        if is_debug:
+            traceback.print_exc()
+        return _complain(_message(error))
+
+
+def _message(error: ValueError | OSError) -> str:
+    """Return the error without Python's decoration."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or f"{type(error).__name__} without a message; see --debug."
+    about = f"{error.filename}: " if error.filename else ""
+    message = f"{about}{error.strerror}."
+    if error.errno == errno.ENOENT:
+        message += " Check the path."
+    return message
+
+
+def _complain(message: str) -> int:
+    print(f"manticore: {message}", file=sys.stderr)
+    return _EXIT_BAD_INPUT
+
+
+def _unknown_verb(given: str) -> str:
+    close = difflib.get_close_matches(given, VERBS, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return f"Unknown verb '{given}'.{hint} Known: {', '.join(VERBS)}."
+
+
+def _overview() -> str:
+    lines = [
+        "usage: manticore VERB ...",
+        "",
+        "Pretrained language models in, one fine-tuned hybrid out.",
+    ]
+    for group, title in _GROUPS.items():
+        verbs = {name: verb for name, verb in VERBS.items() if verb.group == group}
+        if verbs:
+            lines += ["", f"{title}:"]
+            lines += [f"  {name:10} {verb.help}" for name, verb in verbs.items()]
+    lines += [
+        "",
+        "manticore VERB --help   shows a command that works",
+        "manticore --version     shows the version",
+    ]
+    if "run" in VERBS:
+        lines += [
+            "",
+            "example:",
+            "    manticore run recipes/hybrids/quickstart.yaml --out runs/quickstart",
+        ]
+    return "\n".join(lines)

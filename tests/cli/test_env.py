@@ -1,0 +1,37 @@
+"""`manticore env` tells what a run depends on, quickly."""
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from manticore.cli.main import main
+
+
+def test_the_json_holds_versions_devices_fast_paths_and_recipes(capsys):
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["python"] == platform.python_version()
+    assert found["versions"]["torch"] == version("torch")
+    assert Path(found["recipes"]).is_dir()
+    assert "selective_scan" in found["fast_paths"]
+    assert isinstance(found["gpus"], list)
+
+
+def test_the_check_computes_on_each_device(capsys):
+    assert main(["env", "--check"]) == 0
+    assert "torch on cpu  works" in capsys.readouterr().out
+
+
+def test_it_starts_fast_and_without_torch(run_python):
+    code = (
+        "import sys\nfrom manticore.cli.main import main\nmain(['env'])\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run_python("-c", code)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.7
