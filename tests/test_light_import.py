@@ -56,7 +56,10 @@ def test_importing_works_where_torch_and_transformers_cannot_be_imported(run_pyt
         "from transformers import AutoModelForCausalLM\nimport manticore",
         # The Auto classes arrive in the middle of the import of transformers' modeling code.
         "import manticore\nfrom transformers import MambaForCausalLM",
-        "from manticore.hybrids.modeling_classification import ManticoreForTokenClassification",
+        pytest.param(
+            "from manticore.hybrids.modeling_classification import ManticoreForTokenClassification",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("import manticore", marks=pytest.mark.slow),
         pytest.param("import transformers\nimport manticore", marks=pytest.mark.slow),
         pytest.param("import manticore\nmanticore.ManticoreConfig", marks=pytest.mark.slow),
