@@ -1,0 +1,1 @@
+"""Speed measurements, one per module; records are committed under benchmarks/results/."""
