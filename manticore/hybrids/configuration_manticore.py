@@ -70,6 +70,10 @@ class ManticoreConfig(PreTrainedConfig):
         kwargs.setdefault(
             "tie_word_embeddings", any(is_tied(config) for config in configs)
         )
+        # Without a wish of the caller every component keeps its attention kernel; transformers
+        # would reset it to None, and a mask made for no kernel hides nothing.
+        kernels = {f"component_{k}": c._attn_implementation for k, c in enumerate(configs)}
+        kwargs.setdefault("attn_implementation", kernels)
         super().__init__(**_without_derived(kwargs))
         if configs:
             self.validate()

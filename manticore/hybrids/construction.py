@@ -137,6 +137,11 @@ def _with_table(model: PreTrainedModel, table: nn.Embedding) -> PreTrainedModel:
     view = copy.copy(base)
     view._modules = dict(base._modules)
     view.config = copy.deepcopy(base.config)
+    # Layers choose their attention kernel by their config, the view makes the mask by its own:
+    # with one config they cannot disagree.
+    for module in view.modules():
+        if getattr(module, "config", None) is base.config:
+            module.config = view.config
     view.config.vocab_size = table.num_embeddings
     view.config.tie_word_embeddings = bool(getattr(model.config, "tie_word_embeddings", False))
     view.config._name_or_path = model.config._name_or_path
@@ -161,14 +166,17 @@ def _special_tokens(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]
 
 @torch.no_grad()
 def _draw_new_tables(hybrid: nn.Module, generator: torch.Generator) -> None:
-    # The paper's mode: fresh tables N(0, 0.02), heads tied to them.
+    # The paper's mode: fresh tables N(0, 0.02), heads tied to them. The old ones belong to the
+    # given models, which keep them.
     for k, component in enumerate(hybrid.model.components):
-        weight = component.get_input_embeddings().weight
-        value = torch.randn(weight.shape, generator=generator) * hybrid.config.initializer_range
-        weight.copy_(value)
+        old = component.get_input_embeddings().weight
+        value = torch.randn(old.shape, generator=generator) * hybrid.config.initializer_range
+        table = nn.Embedding.from_pretrained(value.to(old), freeze=False)
+        component.set_input_embeddings(table)
         if hasattr(hybrid, "heads"):
             hybrid.config.components[k].tie_word_embeddings = True
-            hybrid.heads[k].weight = weight
+            hybrid.heads[k] = nn.Linear(*old.T.shape, bias=False, device=old.device)
+            hybrid.heads[k].weight = table.weight
     if hasattr(hybrid, "heads"):
         hybrid.config.tie_word_embeddings = True
         hybrid.refresh_tied_keys()
