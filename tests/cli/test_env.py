@@ -2,7 +2,6 @@
 
 import json
 import platform
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,12 +25,10 @@ def test_the_check_computes_on_each_device(capsys):
 
 def test_it_starts_fast_and_without_torch(run_python):
     code = (
-        "import sys\nfrom manticore.cli.main import main\nmain(['env'])\n"
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+        "import sys, time\nfrom manticore.cli.main import main\nmain(['env'])\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "print(time.process_time())"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run_python("-c", code)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.7
+    # Processor time since the interpreter's start: what else the machine does is not ours.
+    seconds = min(float(run_python("-c", code).stdout.split()[-1]) for _ in range(3))
+    assert seconds < 0.7

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import sys
-import time
 import types
 
 import pytest
@@ -131,15 +130,13 @@ def test_a_reader_that_leaves_early_is_no_error(run_python):
 
 def test_help_starts_fast_and_without_torch(run_python):
     code = (
-        "import sys\nfrom manticore.cli.main import main\nmain(['--help'])\n"
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+        "import sys, time\nfrom manticore.cli.main import main\nmain(['--help'])\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "print(time.process_time())"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run_python("-c", code)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.7
+    # Processor time since the interpreter's start: what else the machine does is not ours.
+    seconds = min(float(run_python("-c", code).stdout.split()[-1]) for _ in range(3))
+    assert seconds < 0.7
 
 
 def test_python_m_manticore_is_the_command(run_python):
