@@ -181,6 +181,16 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VariantConfig:
+    id: str
+    """Short name, such as shared-random."""
+    label: str
+    """What the table calls it."""
+    overrides: tuple[str, ...]
+    """Changes as on the command line: hybrid.mixing=shared, projectors.start=random."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareConfig:
     component_equal_tokens: bool = True
     """Each component fine-tuned alone on the hybrid's batches."""
@@ -194,6 +204,12 @@ class CompareConfig:
     """The hybrid at the uniform mixture."""
     random_mixture: bool = True
     """The hybrid at a mixture drawn from the flat Dirichlet distribution."""
+    variants: tuple[VariantConfig, ...] = ()
+    """More hybrids, each the recipe's own with some keys changed."""
+    lr_factors: tuple[float, ...] = (1.0,)
+    """Learning rates to try for every row, as factors; validation chooses."""
+    row_lr: dict[str, float] = field(default_factory=dict)
+    """Learning rate of a row by its id, in place of the recipe's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,9 @@ def accumulate_grams(
 ) -> list[Tensor]:
     """Sum of z z^T at each of the B + 1 boundaries: (S, S), float64."""
     size = sum(backbone.config.widths) + 1
-    grams = [torch.zeros(size, size, dtype=torch.float64) for _ in range(backbone.config.num_blocks + 1)]
+    grams = [
+        torch.zeros(size, size, dtype=torch.float64) for _ in range(backbone.config.num_blocks + 1)
+    ]
     tokens = 0
     for batch in batches:
         ids, mask = batch["input_ids"], batch.get("attention_mask")
@@ -166,7 +168,9 @@ def principal_components(gram: Tensor, count: int) -> Tensor:
     return torch.cat([directions, -(directions @ mean).unsqueeze(-1)], dim=-1)
 
 
-def solve_ridge(gram: Tensor, target: Tensor, source: Tensor, ridge: float) -> tuple[Tensor, Tensor, float]:
+def solve_ridge(
+    gram: Tensor, target: Tensor, source: Tensor, ridge: float
+) -> tuple[Tensor, Tensor, float]:
     """Ridge regression of `target @ z` on `source @ z`, both centred, from the sum of z z^T.
 
     Args:
@@ -187,7 +191,9 @@ def solve_ridge(gram: Tensor, target: Tensor, source: Tensor, ridge: float) -> t
     return weight, bias, float(1 - residual / yy) if yy > 0 else 1.0
 
 
-def _solve_into(linear: nn.Linear, gram: Tensor, target: Tensor, source: Tensor, ridge: float) -> float:
+def _solve_into(
+    linear: nn.Linear, gram: Tensor, target: Tensor, source: Tensor, ridge: float
+) -> float:
     weight, bias, r2 = solve_ridge(gram, target, source, ridge)
     linear.weight.copy_(weight)
     linear.bias.copy_(bias)

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from manticore.hybrids.registration import load_models
 
 MIXINGS = ("streams", "shared")
 Partition = list[list[list[int]]]
@@ -67,9 +70,7 @@ class ManticoreConfig(PreTrainedConfig):
         self.partition = partition or [
             even_partition(c.num_hidden_layers, num_blocks) for c in configs
         ]
-        kwargs.setdefault(
-            "tie_word_embeddings", any(is_tied(config) for config in configs)
-        )
+        kwargs.setdefault("tie_word_embeddings", any(is_tied(config) for config in configs))
         # Without a wish of the caller every component keeps its attention kernel; transformers
         # would reset it to None, and a mask made for no kernel hides nothing.
         kernels = {f"component_{k}": c._attn_implementation for k, c in enumerate(configs)}
@@ -77,6 +78,8 @@ class ManticoreConfig(PreTrainedConfig):
         super().__init__(**_without_derived(kwargs))
         if configs:
             self.validate()
+        # Whoever holds a config may hand it to an Auto class next, so that has to know the models.
+        load_models()
 
     @property
     def sub_configs(self) -> dict[str, type[PreTrainedConfig]]:
@@ -153,7 +156,7 @@ def even_partition(num_layers: int, num_blocks: int) -> list[list[int]]:
             f"Choose 1 to {num_layers}, the depth of the shallowest component."
         )
     bounds = [round(block * num_layers / num_blocks) for block in range(num_blocks + 1)]
-    return [[first, last] for first, last in zip(bounds, bounds[1:], strict=False)]
+    return [[first, last] for first, last in pairwise(bounds)]
 
 
 def check_partition(

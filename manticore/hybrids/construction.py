@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 
 EMBEDDINGS = ("own", "new")
+# Mamba's scan reads the matrix of dt_proj itself, and rows of heads are cut and transplanted.
+UNQUANTIZED = ("dt_proj", "lm_head", "embed_out")
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type", "classifier_dropout")
 
 
@@ -81,6 +83,7 @@ def from_components(
     _mark_initialised([*bases, *heads])
     hybrid = cls(config, components=bases, heads=heads)
     hybrid.to(dtype=bases[host].dtype)
+    _place_own_parts(hybrid, bases[host].device)
     keep_mixture_in_float32(hybrid)
     generator = torch.Generator().manual_seed(seed)
     initialise(list(projector_maps(hybrid)), projectors, generator)
@@ -92,7 +95,7 @@ def from_components(
     return hybrid.eval()
 
 
-def projector_maps(hybrid: nn.Module) -> list[nn.Linear]:
+def projector_maps(hybrid: Any) -> list[nn.Linear]:
     """All linear maps between widths, in a fixed order."""
     backbone = hybrid.backbone
     if hybrid.config.mixing == "streams":
@@ -106,11 +109,19 @@ def projector_maps(hybrid: nn.Module) -> list[nn.Linear]:
     ]
 
 
-def keep_mixture_in_float32(hybrid: nn.Module) -> None:
+def keep_mixture_in_float32(hybrid: Any) -> None:
     """The mixture is a handful of numbers: half precision would only hurt it."""
     hybrid.backbone.rows.float()
     if hybrid.config.mixing == "streams":
         hybrid.backbone.loyalty.float()
+
+
+def _place_own_parts(hybrid: Any, device: torch.device) -> None:
+    # Components come with their device, from `device_map` or a quantizer; the rest joins them.
+    parts = dict(hybrid.backbone.named_children()) | dict(hybrid.named_children())
+    for name, part in parts.items():
+        if name not in ("components", "heads", hybrid.base_model_prefix):
+            part.to(device=device)
 
 
 def _load_all(components: Sequence[Any], load_options: dict[str, Any]) -> list[PreTrainedModel]:
@@ -127,8 +138,19 @@ def _load_all(components: Sequence[Any], load_options: dict[str, Any]) -> list[P
             check_supported(component.config)
             loaded.append(component)
         else:
-            loaded.append(load_component(component, **load_options))
+            loaded.append(load_component(component, **_with_whole_parts(load_options)))
     return loaded
+
+
+def _with_whole_parts(load_options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with the parts of a component that must not be quantized named in them."""
+    quantization = load_options.get("quantization_config")
+    if not hasattr(quantization, "llm_int8_skip_modules"):
+        return load_options
+    quantization = copy.deepcopy(quantization)
+    skipped = [*(quantization.llm_int8_skip_modules or []), *UNQUANTIZED]
+    quantization.llm_int8_skip_modules = list(dict.fromkeys(skipped))
+    return {**load_options, "quantization_config": quantization}
 
 
 def _with_table(model: PreTrainedModel, table: nn.Embedding) -> PreTrainedModel:
@@ -165,7 +187,7 @@ def _special_tokens(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]
 
 
 @torch.no_grad()
-def _draw_new_tables(hybrid: nn.Module, generator: torch.Generator) -> None:
+def _draw_new_tables(hybrid: Any, generator: torch.Generator) -> None:
     # The paper's mode: fresh tables N(0, 0.02), heads tied to them. The old ones belong to the
     # given models, which keep them.
     for k, component in enumerate(hybrid.model.components):

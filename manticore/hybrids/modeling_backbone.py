@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from manticore.hybrids.cache import ManticoreCache
 from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.mixture import Mixture
-from manticore.hybrids.modeling_base import ManticorePreTrainedModel, Router
+from manticore.hybrids.modeling_base import ManticorePreTrainedModel, Router, has_attention
 from manticore.hybrids.projectors import SharedProjectors, Translators
 from manticore.hybrids.shared import run_shared
 from manticore.hybrids.streams import Loyalty, concatenate, run_streams
@@ -50,6 +50,9 @@ class ManticoreModel(ManticorePreTrainedModel):
 
     `mixing="shared"` is the Manticore paper's construction (arXiv 2406.00894); see `shared.py`.
     """
+
+    components: Any
+    """An `nn.ModuleList` of base models."""
 
     def __init__(
         self, config: ManticoreConfig, components: Sequence[PreTrainedModel] | None = None
@@ -123,6 +126,7 @@ class ManticoreModel(ManticorePreTrainedModel):
     def embed_component(self, k: int, inputs: Inputs) -> Tensor:
         """Component k's token embeddings, without positions: (batch, seq, d_k)."""
         if inputs.inputs_embeds is None:
+            assert inputs.input_ids is not None  # checked in `_inputs`
             return pretrained.embed_tokens(self.components[k], inputs.input_ids)
         return inputs.inputs_embeds.split(self.config.widths, dim=-1)[k]
 
@@ -168,8 +172,9 @@ class ManticoreModel(ManticorePreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         given = input_ids if input_ids is not None else inputs_embeds
+        assert given is not None
         use_cache = not self.training if use_cache is None else use_cache
-        if self.training and self.is_gradient_checkpointing:
+        if self.training and any(c.gradient_checkpointing for c in self.components):
             use_cache = False
         if use_cache and cache is None:
             cache = ManticoreCache(self.config.components)
@@ -200,7 +205,7 @@ def build_component(config: PreTrainedConfig) -> PreTrainedModel:
     """An uninitialised base model for one sub-config (weights are loaded into it later)."""
     pretrained.check_supported(config)
     cls = AutoModel._model_mapping[type(config)]
-    if config._attn_implementation != "eager" and not cls._supports_sdpa:
+    if config._attn_implementation and not has_attention(cls, config._attn_implementation):
         # Passing "sdpa" down to a model without attention would raise.
         config._attn_implementation = "eager"
     return cls._from_config(config)

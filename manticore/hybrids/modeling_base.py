@@ -1,14 +1,18 @@
 """What the hybrid's backbone and its task heads share."""
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from manticore.hybrids.card import replace_generic_card, save_missing_card
 from manticore.hybrids.configuration_manticore import ManticoreConfig
+from manticore.hybrids.loading import check_loaded, check_options
 from manticore.hybrids.mixture import Mixture
+from manticore.hybrids.resizing import resize_tables
 from manticore.hybrids.streams import Loyalty
 
 if TYPE_CHECKING:
@@ -30,6 +34,39 @@ class ManticorePreTrainedModel(PreTrainedModel):
     # Recurrent states cannot be rolled back; assisted decoding refuses cleanly because of this.
     _is_stateful = True
     _keep_in_fp32_modules_strict = ["rows", "loyalty"]  # noqa: RUF012 (Hugging Face's protocol)
+
+    card_text: str | None = None
+    """Model card that `save_pretrained` writes; None: one made from what the hybrid knows."""
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **options: Any) -> Any:
+        """Load a saved hybrid (safetensors only); options as for every transformers model.
+
+        Weights that are missing, left over or of another shape raise a ValueError, except those
+        of a task's head.
+        """
+        check_options(str(name), options)
+        with_info = options.pop("output_loading_info", False)
+        # Shapes are compared below, with a message that says what to do.
+        allow_mismatch = options.pop("ignore_mismatched_sizes", False)
+        options = {"use_safetensors": True, **options}
+        model, info = super().from_pretrained(
+            name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        check_loaded(str(name), info, allow_mismatch)
+        return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
+        """Save config, weights (safetensors) and, unless there is one, a model card."""
+        check_saveable(self)
+        super().save_pretrained(save_directory, *args, **options)
+        if options.get("is_main_process", True) and os.path.isdir(save_directory):
+            save_missing_card(save_directory, self)
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **options: Any) -> Any:
+        # By now transformers has put its generic card into the folder that is uploaded.
+        replace_generic_card(working_dir, self)
+        return super()._upload_modified_files(working_dir, *args, **options)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -56,7 +93,8 @@ class ManticorePreTrainedModel(PreTrainedModel):
     @property
     def backbone(self) -> "ManticoreModel":
         """The `ManticoreModel`, also when called on it."""
-        return getattr(self, self.base_model_prefix, self)
+        backbone: Any = getattr(self, self.base_model_prefix, self)
+        return backbone
 
     @property
     def mixture(self) -> Tensor:
@@ -103,6 +141,43 @@ class ManticorePreTrainedModel(PreTrainedModel):
             modules.append(heads[index])
         return list({id(p): p for module in modules for p in module.parameters()}.values())
 
+    def set_attn_implementation(
+        self, attn_implementation: str | dict[str, Any], *args: Any, **options: Any
+    ) -> None:
+        """Choose the attention of all components, or `{"component_0": "eager"}` for some.
+
+        One name for all goes to the components that have it; the others (a Mamba has no
+        attention) use their eager code.
+        """
+        requested = attn_implementation
+        if isinstance(requested, str):
+            requested = {"": requested} | {
+                f"component_{k}": requested if has_attention(component, requested) else "eager"
+                for k, component in enumerate(self.backbone.components)
+            }
+        known = ["", *self.config.sub_configs]
+        unknown = [key for key in requested if key not in known]
+        if unknown:
+            raise ValueError(
+                f"attn_implementation names {unknown}. Known: {', '.join(known[1:])} "
+                '(and "" for the hybrid itself).'
+            )
+        super().set_attn_implementation(requested, *args, **options)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """Resize the tables and heads of every component; returns the host's embedding."""
+        size = new_num_tokens or self.config.vocab_size
+        if pad_to_multiple_of:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size != self.config.vocab_size:
+            resize_tables(self, size, mean_resizing)
+        return self.get_input_embeddings()
+
     def get_input_embeddings(self) -> nn.Module:
         """The host component's embedding table."""
         return self.backbone.components[self.config.host].get_input_embeddings()
@@ -119,6 +194,27 @@ class Router(nn.Linear):
         """Start at zero."""
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
+
+
+def has_attention(component: PreTrainedModel | type[PreTrainedModel], name: str) -> bool:
+    """Whether a family has this attention implementation; eager is always there."""
+    flags = {"sdpa": "_supports_sdpa", "flex_attention": "_supports_flex_attn"}
+    flag = "_supports_flash_attn" if "flash" in name else flags.get(name)
+    if name == "eager" or flag is None:  # a name of its own is judged by transformers
+        return True
+    return bool(getattr(component, flag, False))
+
+
+def check_saveable(hybrid: ManticorePreTrainedModel) -> None:
+    """Quantized components would not load again: the hybrid's config does not describe them."""
+    for k, component in enumerate(hybrid.backbone.components):
+        if getattr(component.config, "quantization_config", None) is not None:
+            raise ValueError(
+                f"Component {k} is quantized, and a hybrid with quantized components cannot be "
+                "saved whole. Save what was trained (an adapter with peft's save_pretrained, or "
+                "projector_parameters() and the mixture), or build the hybrid from unquantized "
+                "components, load that into it, and save it."
+            )
 
 
 def check_pruned_branches(config: ManticoreConfig, mixture: Tensor) -> None:

@@ -26,6 +26,9 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
     g = softmax(log gamma + router(y_B)); for `shared`, r_k is the truncated stream and g = a_1.
     """
 
+    heads: Any
+    """An `nn.ModuleList` with one head for each component."""
+
     def __init__(
         self,
         config: ManticoreConfig,
@@ -110,7 +113,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
         tied_block = config.num_blocks - 1 if config.mixing == "streams" else 0
         active = model.rows.active_head(tied_block)
         log_row = model.rows.log_head_row(tied_block)
-        if config.mixing == "streams":
+        if output.streams is not None:
             streams = {k: stream[:, keep] for k, stream in output.streams.items()}
             hidden = {k: read(model, config.num_blocks, k, streams) for k in active}
             weights = self._head_weights(streams, log_row, active)
@@ -130,7 +133,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
         return scores[..., active].softmax(dim=-1)
 
     def _weighted_logits(self, hidden: dict[int, Tensor], weights: Tensor) -> Tensor:
-        mixed = None
+        mixed: Any = None
         for position, (k, state) in enumerate(hidden.items()):
             config = self.config.components[k]
             logits = pretrained.component_logits(config, self.heads[k], state)

@@ -96,9 +96,7 @@ def _remove_idle_components(hybrid: "ManticoreForCausalLM") -> "ManticoreForCaus
     return select_components(hybrid, sorted(used))
 
 
-def select_components(
-    hybrid: "ManticoreForCausalLM", kept: list[int]
-) -> "ManticoreForCausalLM":
+def select_components(hybrid: "ManticoreForCausalLM", kept: list[int]) -> "ManticoreForCausalLM":
     """A hybrid of some of the components; the others must have no weight anywhere."""
     old, rows = hybrid.config, hybrid.backbone.rows
     values = old.to_dict()
@@ -138,9 +136,7 @@ def _copy_projectors(
                 _copy_corner(getattr(old.model.projectors, name)[block][kept[k]], linear)
 
 
-def _copy_router(
-    old: "ManticoreForCausalLM", new: "ManticoreForCausalLM", kept: list[int]
-) -> None:
+def _copy_router(old: "ManticoreForCausalLM", new: "ManticoreForCausalLM", kept: list[int]) -> None:
     if new.model.router is None or old.model.router is None:
         return
     columns = torch.arange(sum(old.config.widths)).split(old.config.widths)

@@ -97,10 +97,11 @@ FAMILIES = {
 
 def check_supported(config: PreTrainedConfig) -> Family:
     """The row of a config's family; raises `UnsupportedFamilyError` when there is none."""
-    family = FAMILIES.get(config.model_type)
+    # Read past the config's own __getattribute__, which is slow and asked for at every call.
+    family = FAMILIES.get(type(config).model_type)
     if family is None:
         raise UnsupportedFamilyError(unsupported_message(config.model_type))
-    if getattr(config, "add_cross_attention", False):
+    if config.__dict__.get("add_cross_attention", False):
         raise UnsupportedFamilyError(
             f"This {config.model_type} has add_cross_attention=True: it is the decoder of an "
             "encoder-decoder model. Only decoder-only language models can be components."

@@ -103,6 +103,13 @@ def load_config(path_or_name: str | os.PathLike[str], **kwargs: Any) -> PreTrain
     return config
 
 
+def check_loadable(path_or_name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedConfig:
+    """Check config and weight files without building a model; returns the config."""
+    config = load_config(path_or_name, **kwargs)
+    _check_weights(os.fspath(path_or_name), kwargs)
+    return config
+
+
 def _check_complete(name: str, info: dict[str, Any]) -> None:
     """Weights and config must name the same parameters; otherwise a wrong model would run."""
     missing, surplus = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])

@@ -47,8 +47,6 @@ __all__ = [
 
 # Config fields with one entry per layer; a view's config holds the entries of its own layers.
 PER_LAYER_FIELDS = ("layer_types", "layers_block_type", "attention_layers")
-# What accelerate and torch put on an instance would run the whole model, not the view.
-WHOLE_MODEL_ATTRIBUTES = ("forward", "_hf_hook", "_old_forward", "_compiled_call_impl")
 
 
 def split_causal_lm(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]:
@@ -182,8 +180,6 @@ def make_view(
     embedding dropout) is neutral in every view, because `enter` does it.
     """
     view = _shallow_copy(base)
-    for name in WHOLE_MODEL_ATTRIBUTES:
-        view.__dict__.pop(name, None)
     modules: dict[str, Any] = dict(base._modules)
     view.__dict__["_modules"] = modules
     modules[family.layers] = _slice_layers(modules[family.layers], lo, hi)
@@ -211,7 +207,8 @@ def _run_view(
 ) -> Tensor:
     arguments: dict[str, Any] = dict(family.layer_arguments(hidden, attention_mask, position_ids))
     arguments["cache_params" if family.is_recurrent else "past_key_values"] = cache
-    # The class's forward, not a call: hooks on the base model are about the whole of it.
+    # The class's forward, not a call: hooks on the base model, and a forward that accelerate put
+    # on the instance, are about the whole of it.
     output = type(view).forward(
         view, inputs_embeds=hidden, use_cache=cache is not None, return_dict=True, **arguments
     )
@@ -269,11 +266,21 @@ def _shallow_copy(thing: Any) -> Any:
     return copied
 
 
-def _slice_layers(layers: nn.ModuleList, lo: int, hi: int) -> nn.ModuleList:
+def _slice_layers(layers: nn.ModuleList, lo: int, hi: int) -> "_LayerRange":
     kept = list(layers._modules.values())[lo:hi]
-    sliced = _shallow_copy(layers)
+    sliced = object.__new__(_LayerRange)
+    sliced.__dict__.update(layers.__dict__)
     sliced.__dict__["_modules"] = {str(index): layer for index, layer in enumerate(kept)}
     return sliced
+
+
+class _LayerRange(nn.ModuleList):
+    """Some layers of a model; taking all of them is free (Llama does at every call)."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if index == slice(len(self._modules)):
+            return self
+        return super().__getitem__(index)
 
 
 def _slice_config(config: PreTrainedConfig, lo: int, hi: int) -> PreTrainedConfig:

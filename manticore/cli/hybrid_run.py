@@ -1,0 +1,201 @@
+"""The main job from the command line: the order of its phases, seeds, table and report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from manticore.cli.options import overrides_of
+from manticore.config import dump_yaml, find_recipe, load_recipe, to_plain
+from manticore.config.recipes import HybridRecipe
+from manticore.reports import text_table, write_report
+from manticore.runs import RunFolder, environment, write_json
+
+
+def run_hybrid_verb(args: argparse.Namespace) -> int:
+    """Run a hybrid recipe once, or once for each of `--seeds`."""
+    quiet_transformers()
+    recipe = load_recipe(HybridRecipe, args.recipe, overrides_of(args))
+    source = find_recipe(args.recipe)
+    out = Path(args.out or Path("runs") / recipe.name)
+    if args.dry_run:
+        print(describe_run(recipe, source.parent, out))
+        return 0
+    seeds = parse_seeds(args.seeds)
+    command = shlex.join(["manticore", "run", *_words(args, recipe)])
+    if seeds is None:
+        result = run_once(recipe, source.parent, out, args, command)
+        _finish(out, result, expected_beside(source), args)
+        return 0
+    return _run_seeds(recipe, source, out, seeds, args, command)
+
+
+def run_once(
+    recipe: HybridRecipe, base: Path, out: Path, args: argparse.Namespace, command: str
+) -> dict[str, Any]:
+    """All phases of one seed; a finished run is read back."""
+    from manticore.hybrids.goals import judge
+    from manticore.hybrids.outcome import build_result
+
+    folder = RunFolder(out)
+    experiment = open_experiment(recipe, base, out, args)
+    finished = folder.result()
+    if finished is not None:
+        return finished
+    for title, phase in (
+        ("A  projectors", experiment.projectors),
+        ("B  search", experiment.search),
+        ("C  fine-tuning", experiment.finetune),
+    ):
+        _say(args, f"{title} ...")
+        phase()
+    _say(args, "D  test, samples, report ...")
+    result = build_result(experiment, command)
+    result["goals"] = judge(result["rows"], result["kinds"])
+    folder.write_result(result)
+    return result
+
+
+def open_experiment(recipe: HybridRecipe, base: Path, out: Path, args: argparse.Namespace) -> Any:
+    """Check the recipe against its inputs, then open the run folder."""
+    from manticore.hybrids.checks import check_recipe
+    from manticore.hybrids.experiment import Experiment
+
+    check_recipe(recipe, base)
+    folder = RunFolder(out).open(to_plain(recipe))
+    processes = getattr(args, "processes", None) or min(2, os.cpu_count() or 1)
+    return Experiment(recipe, folder, base, processes=processes, progress=not args.quiet)
+
+
+def _run_seeds(
+    recipe: HybridRecipe,
+    source: Path,
+    out: Path,
+    seeds: list[int],
+    args: argparse.Namespace,
+    command: str,
+) -> int:
+    from manticore.hybrids.goals import judge
+    from manticore.reports.records import combine_seeds
+
+    results = []
+    for seed in seeds:
+        _say(args, f"seed {seed}")
+        one = dataclasses.replace(recipe, seed=seed)
+        if results:  # the first seed has chosen the learning rates, on validation
+            rates = {row["id"]: row["lr"] for row in results[0]["rows"] if row.get("lr")}
+            compare = dataclasses.replace(one.compare, row_lr=rates, lr_factors=(1.0,))
+            one = dataclasses.replace(one, compare=compare)
+        results.append(run_once(one, source.parent, out / f"seed-{seed}", args, command))
+    rows = combine_seeds(results)
+    kinds = results[0]["kinds"]
+    table = {
+        "schema": 1,
+        "command": command,
+        "seeds": seeds,
+        "kinds": kinds,
+        "rows": rows,
+        "goals": judge(rows, kinds),
+        "environment": environment(),
+    }
+    write_json(out / "expected.json", table)
+    print(text_table(rows, kinds))
+    _print_goals(table["goals"])
+    for seed, result in zip(seeds, results, strict=True):
+        _write_report(out / f"seed-{seed}", result, out / "expected.json")
+    print(f"table: {out / 'expected.json'}")
+    return 0
+
+
+def describe_run(recipe: HybridRecipe, base: Path, out: Path) -> str:
+    """What a dry run prints: recipe, hybrid, rows, tokens, FLOPs, files."""
+    from manticore.hybrids.checks import check_recipe, recipe_config
+    from manticore.hybrids.costs import hybrid_cost
+    from manticore.hybrids.rows import plan_rows
+
+    check_recipe(recipe, base)
+    config = recipe_config(recipe, base)
+    cost = hybrid_cost(config, seq_len=recipe.data.seq_len)
+    rows = plan_rows(recipe, {"mixture": None, "embed": None, "head": None}, config, 0.0)
+    tokens = recipe.finetune.steps * recipe.finetune.batch_size * recipe.data.seq_len
+    lines = [
+        dump_yaml(recipe).rstrip(),
+        "",
+        f"parameters: {cost.parameters:,}, of which projectors {cost.projectors.parameters:,}",
+        f"fine-tuning: {tokens:,} tokens, {cost.training.total * tokens:.2e} FLOPs",
+        "rows: " + ", ".join(row.id for row in rows),
+        f"would write: {out}/recipe.yaml, environment.json, metrics.jsonl, stages/, start/, "
+        "rows/, trials/, model/, result.json, report.html",
+    ]
+    return "\n".join(lines)
+
+
+def expected_beside(source: Path) -> Path | None:
+    """The committed table of a shipped recipe: NAME.expected.json, or expected.json for one."""
+    for name in (f"{source.stem}.expected.json", "expected.json"):
+        if (source.parent / name).is_file():
+            return source.parent / name
+    return None
+
+
+def quiet_transformers() -> None:
+    """Our own progress bars are enough; one per loaded file would bury them."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def parse_seeds(text: str | None) -> list[int] | None:
+    """`0,1,2` as numbers."""
+    if text is None:
+        return None
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds {text}: give whole numbers like 0,1,2.") from None
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {text} names a seed twice. Give each once.")
+    return seeds
+
+
+def _finish(
+    out: Path, result: dict[str, Any], expected: Path | None, args: argparse.Namespace
+) -> None:
+    from manticore.reports.records import load_rows
+
+    print(text_table(result["rows"], result["kinds"]))
+    if expected is not None:
+        rows = load_rows(expected, result["kinds"])
+        print(f"\nCommitted table ({rows[0]['seeds']} seeds, {expected.name}):")
+        print(text_table(rows, result["kinds"]))
+    _print_goals(result["goals"])
+    for sample in result["samples"][:1]:
+        print(f"\nSample ({sample['settings']}):\n  {sample['prompt']}{sample['text']}")
+    print(f"\nreport: {_write_report(out, result, expected)}")
+
+
+def _write_report(out: Path, result: dict[str, Any], expected: Path | None) -> Path:
+    return write_report(out, expected=expected)
+
+
+def _print_goals(goals: list[dict[str, Any]]) -> None:
+    words = {True: "met    ", False: "NOT MET", None: "open   "}
+    print()
+    for goal in goals:
+        print(f"{words[goal['met']]} {goal['text']}: {goal['detail']}")
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    if not args.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _words(args: argparse.Namespace, recipe: HybridRecipe) -> list[str]:
+    seeds = ["--seeds", args.seeds] if args.seeds else []
+    return [str(args.recipe), *overrides_of(args), *seeds]

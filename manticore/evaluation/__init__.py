@@ -1,0 +1,1 @@
+"""Evaluation: protocols and scores. Knows models as callables, not their names."""
