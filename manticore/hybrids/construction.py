@@ -145,7 +145,7 @@ def _load_all(components: Sequence[Any], load_options: dict[str, Any]) -> list[P
 def _with_whole_parts(load_options: dict[str, Any]) -> dict[str, Any]:
     """The options, with the parts of a component that must not be quantized named in them."""
     quantization = load_options.get("quantization_config")
-    if not hasattr(quantization, "llm_int8_skip_modules"):
+    if quantization is None or not hasattr(quantization, "llm_int8_skip_modules"):
         return load_options
     quantization = copy.deepcopy(quantization)
     skipped = [*(quantization.llm_int8_skip_modules or []), *UNQUANTIZED]
@@ -197,7 +197,7 @@ def _draw_new_tables(hybrid: Any, generator: torch.Generator) -> None:
         component.set_input_embeddings(table)
         if hasattr(hybrid, "heads"):
             hybrid.config.components[k].tie_word_embeddings = True
-            hybrid.heads[k] = nn.Linear(*old.T.shape, bias=False, device=old.device)
+            hybrid.heads[k] = nn.Linear(old.shape[1], old.shape[0], bias=False, device=old.device)
             hybrid.heads[k].weight = table.weight
     if hasattr(hybrid, "heads"):
         hybrid.config.tie_word_embeddings = True
