@@ -83,7 +83,7 @@ def _run_seeds(
     from manticore.hybrids.goals import judge
     from manticore.reports.records import combine_seeds
 
-    results = []
+    results: list[dict[str, Any]] = []
     for seed in seeds:
         _say(args, f"seed {seed}")
         one = dataclasses.replace(recipe, seed=seed)

@@ -19,7 +19,7 @@ class SourceConfig:
     path: str
     """File or folder of text, JSON lines or Parquet, or hf:NAME for a data set on the hub."""
     field: str | None = None
-    """JSON, Parquet: the field that holds the text, or a template such as '{question}\\n{answer}'."""
+    """JSON, Parquet: the field that holds the text, or a template like '{question}\\n{answer}'."""
     group_field: str | None = None
     """JSON, Parquet: rows with the same value here stay in one split."""
     split: str | None = None

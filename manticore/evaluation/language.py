@@ -58,7 +58,7 @@ def with_mean(values: Mapping[str, float]) -> dict[str, float]:
 
 def mean_of_logits(logits: Sequence[Tensor]) -> Tensor:
     """Log probabilities of the mean of logits: (batch, seq, vocab)."""
-    return (sum(logits) / len(logits)).float().log_softmax(dim=-1)
+    return torch.stack(list(logits)).mean(dim=0).float().log_softmax(dim=-1)
 
 
 def mean_of_probabilities(logits: Sequence[Tensor]) -> Tensor:

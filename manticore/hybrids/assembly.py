@@ -164,7 +164,7 @@ def dirichlet_rows(shape: tuple[int, ...], generator: torch.Generator) -> Tensor
 
 
 def _loss_at_drawn_mixture(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    hybrid = getattr(model, "module", model)
+    hybrid: Any = getattr(model, "module", model)  # under DDP the hybrid is wrapped
     with torch.no_grad():
         hybrid.backbone.rows.blocks.copy_(torch.tensor(batch["mixture"]).log())
     return causal_loss(model, batch)

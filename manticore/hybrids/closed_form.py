@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from manticore.hybrids.modeling_backbone import Inputs, ManticoreModel, count_positions
-from manticore.models import pretrained
+from manticore.hybrids.modeling_base import ManticorePreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Fit:
 
 @torch.no_grad()
 def fit_projectors(
-    hybrid: nn.Module, batches: Iterable[dict[str, Tensor]], ridge: float = 1e-4
+    hybrid: ManticorePreTrainedModel, batches: Iterable[dict[str, Tensor]], ridge: float = 1e-4
 ) -> list[Fit]:
     """Set all translators or projectors of a hybrid in closed form.
 
@@ -47,7 +47,7 @@ def fit_projectors(
     Returns:
         The fit of every projector, in-sample.
     """
-    backbone: ManticoreModel = hybrid.backbone
+    backbone = hybrid.backbone
     was_training = backbone.training
     backbone.eval()
     grams = accumulate_grams(backbone, batches)
@@ -100,7 +100,7 @@ def _streams_alone(backbone: ManticoreModel, ids: Tensor, mask: Tensor | None) -
 
 def _component_alone(backbone: ManticoreModel, k: int, inputs: Inputs) -> list[Tensor]:
     """Component k's own stream at all boundaries."""
-    embedded = pretrained.embed_tokens(backbone.components[k], inputs.input_ids)
+    embedded = backbone.embed_component(k, inputs)
     entered = backbone.enter_component(k, embedded, inputs)
     # In `shared` the stream before the first block carries no positions; the block adds them.
     streams = [entered if backbone.config.mixing == "streams" else embedded]
@@ -131,11 +131,11 @@ def _fit_shared(backbone: ManticoreModel, grams: list[Tensor], ridge: float) -> 
                 continue  # a gate of 0 or 1 leaves the projector out
             before, after, own = spaces[block], spaces[block + 1], selectors[k]
             wanted_in = (own - gate * before[: config.widths[k]]) / (1 - gate)
-            linear = backbone.projectors.project_in[block][k]
+            linear = backbone.projectors.into(block, k)
             r2 = _solve_into(linear, grams[block], wanted_in, before, ridge)
             fits.append(Fit(boundary=block, source=-1, target=k, r2=r2))
             wanted_out = (after - gate * _pad_rows(own, max(config.widths))) / (1 - gate)
-            linear = backbone.projectors.project_out[block][k]
+            linear = backbone.projectors.out_of(block, k)
             r2 = _solve_into(linear, grams[block + 1], wanted_out, own, ridge)
             fits.append(Fit(boundary=block + 1, source=k, target=-1, r2=r2))
     return fits

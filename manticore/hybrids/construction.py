@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from manticore.hybrids.configuration_manticore import ManticoreConfig
+from manticore.hybrids.loading import spare_from_quantization
 from manticore.hybrids.projectors import initialise
 from manticore.hybrids.vocabulary import VocabularyReport, align_vocabulary
 from manticore.models.pretrained import check_supported, load_component, split_causal_lm
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 
 EMBEDDINGS = ("own", "new")
-# Mamba's scan reads the matrix of dt_proj itself, and rows of heads are cut and transplanted.
-UNQUANTIZED = ("dt_proj", "lm_head", "embed_out")
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type", "classifier_dropout")
 
 
@@ -138,19 +137,8 @@ def _load_all(components: Sequence[Any], load_options: dict[str, Any]) -> list[P
             check_supported(component.config)
             loaded.append(component)
         else:
-            loaded.append(load_component(component, **_with_whole_parts(load_options)))
+            loaded.append(load_component(component, **spare_from_quantization(load_options)))
     return loaded
-
-
-def _with_whole_parts(load_options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with the parts of a component that must not be quantized named in them."""
-    quantization = load_options.get("quantization_config")
-    if quantization is None or not hasattr(quantization, "llm_int8_skip_modules"):
-        return load_options
-    quantization = copy.deepcopy(quantization)
-    skipped = [*(quantization.llm_int8_skip_modules or []), *UNQUANTIZED]
-    quantization.llm_int8_skip_modules = list(dict.fromkeys(skipped))
-    return {**load_options, "quantization_config": quantization}
 
 
 def _with_table(model: PreTrainedModel, table: nn.Embedding) -> PreTrainedModel:

@@ -41,7 +41,8 @@ def _mean(row: RowRecord) -> float:
 def _spread(*rows: RowRecord) -> float | None:
     """The larger sample standard deviation of the rows' means; None for a single seed."""
     values = [(row.get("loss_sd") or {}).get("mean") for row in rows]
-    return None if any(value is None for value in values) else max(values)
+    known = [float(value) for value in values if value is not None]
+    return max(known) if len(known) == len(values) else None
 
 
 def _goal(text: str, met: bool | None, detail: str) -> dict[str, Any]:

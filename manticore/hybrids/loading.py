@@ -4,6 +4,7 @@ transformers fills weights that a checkpoint lacks with random numbers and drops
 know. That is right for a task's head, and wrong for everything that the hybrid computes with.
 """
 
+import copy
 from typing import Any
 
 # What a config fixes and weights were saved for; changing it on loading cannot be right.
@@ -18,6 +19,18 @@ STRUCTURE = (
 )
 # Parts of the hybrid outside its heads, as they begin a weight's name.
 BACKBONE_PARTS = ("components", "rows", "translators", "loyalty", "router", "projectors")
+# Mamba's scan reads the matrix of dt_proj itself, heads are small errors' shortest way to the
+# logits, and the hybrid's own maps are trained.
+UNQUANTIZED = (
+    "dt_proj",
+    "lm_head",
+    "embed_out",
+    "heads",
+    "score",
+    r".*\btranslators\b.*",
+    r".*\bprojectors\b.*",
+    "router",
+)
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
@@ -62,6 +75,17 @@ def check_loaded(name: str, info: dict[str, Any], allow_mismatch: bool) -> None:
                 f"The checkpoint {name!r} {problem.format(len(wrong))} (first: {wrong[0]}). Use "
                 "the config.json that was saved with the weights, or save the hybrid again."
             )
+
+
+def spare_from_quantization(options: dict[str, Any]) -> dict[str, Any]:
+    """Loading options whose bitsandbytes config leaves the parts of `UNQUANTIZED` as they are."""
+    quantization = options.get("quantization_config")
+    if quantization is None or not hasattr(quantization, "llm_int8_skip_modules"):
+        return options
+    quantization = copy.deepcopy(quantization)
+    skipped = [*(quantization.llm_int8_skip_modules or []), *UNQUANTIZED]
+    quantization.llm_int8_skip_modules = list(dict.fromkeys(skipped))
+    return {**options, "quantization_config": quantization}
 
 
 def is_backbone(key: str) -> bool:

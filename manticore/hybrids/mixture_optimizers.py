@@ -30,13 +30,13 @@ class ExponentiatedGradient(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group["lr"], group["floor"])
+                    self._update(parameter, parameter.grad, group["lr"], group["floor"])
 
     @staticmethod
-    def _update(parameter: Tensor, lr: float, floor: float) -> None:
+    def _update(parameter: Tensor, gradient: Tensor, lr: float, floor: float) -> None:
         log_weights = parameter.log_softmax(dim=-1)
         alive = ~torch.isneginf(log_weights)
-        gradient = torch.where(alive, parameter.grad / log_weights.exp(), 0.0)
+        gradient = torch.where(alive, gradient / log_weights.exp(), 0.0)
         move = (-lr * gradient).nan_to_num().clamp(-LARGEST_MOVE, LARGEST_MOVE)
         moved = (log_weights + move).log_softmax(dim=-1)
         lowest = torch.tensor(floor, device=moved.device).log()

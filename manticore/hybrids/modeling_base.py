@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from manticore.hybrids.card import replace_generic_card, save_missing_card
 from manticore.hybrids.configuration_manticore import ManticoreConfig
-from manticore.hybrids.loading import check_loaded, check_options
+from manticore.hybrids.loading import check_loaded, check_options, spare_from_quantization
 from manticore.hybrids.mixture import Mixture
 from manticore.hybrids.resizing import resize_tables
 from manticore.hybrids.streams import Loyalty
@@ -49,7 +49,7 @@ class ManticorePreTrainedModel(PreTrainedModel):
         with_info = options.pop("output_loading_info", False)
         # Shapes are compared below, with a message that says what to do.
         allow_mismatch = options.pop("ignore_mismatched_sizes", False)
-        options = {"use_safetensors": True, **options}
+        options = {"use_safetensors": True, **spare_from_quantization(options)}
         model, info = super().from_pretrained(
             name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )

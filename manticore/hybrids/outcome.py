@@ -122,7 +122,7 @@ def _ensembles(
     return records
 
 
-def _save_hybrid(experiment: Experiment, model: nn.Module) -> None:
+def _save_hybrid(experiment: Experiment, model: PreTrainedModel) -> None:
     tokenizer, _ = experiment.tokenizers
     with atomic_folder(experiment.folder.path / "model") as target:
         model.save_pretrained(target)

@@ -32,12 +32,12 @@ class Translators(nn.Module):
 
     def at(self, boundary: int, source: int, target: int) -> nn.Linear:
         """The map from component `source` to component `target` at this boundary."""
-        return self.boundaries[boundary][pair_name(source, target)]
+        return self.boundaries[boundary][pair_name(source, target)]  # type: ignore[index]
 
     def pairs(self) -> Iterator[tuple[int, int, int, nn.Linear]]:
         """All maps as (boundary, source, target, linear)."""
         for boundary, maps in enumerate(self.boundaries):
-            for name, linear in maps.items():
+            for name, linear in maps.items():  # type: ignore[operator]
                 source, target = (int(part) for part in name.split("_to_"))
                 yield boundary, source, target, linear
 
@@ -87,6 +87,14 @@ class SharedProjectors(nn.Module):
         self.project_out = nn.ModuleList(
             nn.ModuleList(nn.Linear(width, d_max) for width in widths) for _ in range(num_blocks)
         )
+
+    def into(self, block: int, component: int) -> nn.Linear:
+        """In_bk: shared stream to component."""
+        return self.project_in[block][component]  # type: ignore[index]
+
+    def out_of(self, block: int, component: int) -> nn.Linear:
+        """Out_bk: component to shared stream."""
+        return self.project_out[block][component]  # type: ignore[index]
 
 
 def pair_name(source: int, target: int) -> str:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from manticore.hybrids.closed_form import fit_projectors
 from manticore.hybrids.configuration_manticore import ManticoreConfig
-from manticore.hybrids.projectors import pair_name
 from manticore.models.shortening import keep_layers
 
 if TYPE_CHECKING:
@@ -77,7 +76,9 @@ def _remove_idle_layers(hybrid: "ManticoreForCausalLM") -> None:
         used = [k in rows.active(block) for block in range(config.num_blocks)]
         if all(used) or not any(used):
             continue  # a component without any block is removed as a whole
-        indices, ranges, start = [], [], 0
+        indices: list[int] = []
+        ranges: list[list[int]] = []
+        start = 0
         for (first, last), on in zip(config.partition[k], used, strict=True):
             indices += range(first, last) if on else []
             ranges.append([start, start + (last - first) * on])
@@ -126,7 +127,7 @@ def _copy_projectors(
     if old.config.mixing == "streams":
         new.model.loyalty.load_state_dict(old.model.loyalty.state_dict())
         for boundary, j, k, linear in new.model.translators.pairs():
-            source = old.model.translators.boundaries[boundary][pair_name(kept[j], kept[k])]
+            source = old.model.translators.at(boundary, kept[j], kept[k])
             linear.load_state_dict(source.state_dict())
         _copy_router(old, new, kept)
         return

@@ -116,7 +116,8 @@ def _equal_flops(recipe: HybridRecipe, config: Any, spent_flops: float) -> list[
 
 
 def _ablations(recipe: HybridRecipe, searched: dict[str, Any]) -> list[Row]:
-    compare, rows = recipe.compare, []
+    compare = recipe.compare
+    rows: list[tuple[str, str, dict[str, Any]]] = []
     if compare.no_cross_talk and recipe.hybrid.mixing == "streams":
         label = "Hybrid without cross-talk"
         rows.append(("no-cross-talk", label, {"loyalty": float("inf")}))
@@ -125,7 +126,7 @@ def _ablations(recipe: HybridRecipe, searched: dict[str, Any]) -> list[Row]:
     if compare.random_mixture:
         rows.append(("random", "Hybrid, random mixture", {"mixture": random_mixture(recipe)}))
     for variant in compare.variants:
-        changes = {"mixture": None, "overrides": variant.overrides}
+        changes: dict[str, Any] = {"mixture": None, "overrides": variant.overrides}
         rows.append((variant.id, variant.label, changes))
     return [
         _hybrid(recipe, searched, id=id_, label=label, group="ablation", **changes)

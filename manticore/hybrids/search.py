@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from manticore.evaluation.language import causal_loss
 from manticore.hybrids.mixture_optimizers import ExponentiatedGradient, clip_mixture
+from manticore.hybrids.modeling_base import ManticorePreTrainedModel
 from manticore.training import LoopState, build_adamw, learning_rate, run_loop
 from manticore.training.optimizers import clip_gradients, set_learning_rate
 
@@ -77,7 +78,7 @@ class SearchResult:
 
 
 def search(
-    hybrid: nn.Module,
+    hybrid: ManticorePreTrainedModel,
     train: Batches,
     valid: Batches,
     method: str = "gaea",
@@ -141,7 +142,7 @@ def as_function(batches: Batches) -> Callable[[int], Mapping[str, Any]]:
     return lambda step: batches[step % len(batches)]
 
 
-def mixture_values(hybrid: nn.Module) -> dict[str, Any]:
+def mixture_values(hybrid: ManticorePreTrainedModel) -> dict[str, Any]:
     """Mixture rows of a hybrid as lists: mixture, embed and head (None when tied)."""
     rows = hybrid.backbone.rows
     return {
@@ -164,7 +165,7 @@ class _BilevelStep:
 
     def __init__(
         self,
-        hybrid: nn.Module,
+        hybrid: ManticorePreTrainedModel,
         train: Callable[[int], Mapping[str, Any]],
         valid: Callable[[int], Mapping[str, Any]],
         method: str,
@@ -209,7 +210,7 @@ class _BilevelStep:
         loss = causal_loss(self.hybrid, batch)
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         loss.backward(inputs=weights)
-        norm = clip_gradients(optimizer, clip_norm=settings.clip)
+        norm = clip_gradients(optimizer)
         if loss.isfinite():
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -8,7 +8,7 @@ Kept faithful for reproduction. On a one-hot path that switches component every 
 projector acts and the path cannot translate; `mixing="streams"` is the mend.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -35,7 +35,7 @@ def run_shared(
 def _mix_embeddings(model: "ManticoreModel", inputs: "Inputs") -> Tensor:
     weights = model.rows.log_embed_row().exp()
     width = max(model.config.widths)
-    mixed = None
+    mixed: Any = None
     for k in model.rows.active_embed():
         embedded = model.embed_component(k, inputs)
         term = pad_width(embedded, width) * weights[k].to(embedded.dtype)
@@ -48,7 +48,7 @@ def _run_mixed_block(
 ) -> Tensor:
     weights = model.rows.log_row(block).exp()
     active = model.rows.active(block)
-    mixed = None
+    mixed: Any = None
     for k in active:
         gate = weights[k].to(hidden.dtype)
         x = read_shared(model, block, k, hidden, gate, alone=len(active) == 1)
@@ -67,7 +67,7 @@ def read_shared(
     raw = hidden[..., : model.config.widths[k]]
     if alone:  # the gate is 1: the projector has no part in it and is skipped
         return raw
-    return (1 - gate) * model.projectors.project_in[block][k](hidden) + gate * raw
+    return (1 - gate) * model.projectors.into(block, k)(hidden) + gate * raw
 
 
 def write_shared(
@@ -77,4 +77,4 @@ def write_shared(
     raw = pad_width(y, max(model.config.widths))
     if alone:
         return raw
-    return (1 - gate) * model.projectors.project_out[block][k](y) + gate * raw
+    return (1 - gate) * model.projectors.out_of(block, k)(y) + gate * raw

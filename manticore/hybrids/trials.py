@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from manticore.config import dump_yaml, to_plain
 from manticore.config.load import from_plain
@@ -67,14 +67,16 @@ def train_row(settings: dict[str, Any]) -> dict[str, Any]:
     return {**done, "tokens": result.tokens, "seconds": result.seconds}
 
 
-def trained_row(recipe: HybridRecipe, result: dict[str, Any], base: Path, run: Path) -> nn.Module:
+def trained_row(
+    recipe: HybridRecipe, result: dict[str, Any], base: Path, run: Path
+) -> PreTrainedModel:
     """The finished model of a row, weights read from its folder."""
     model = row_model(recipe, result["row"], base, run)
     load_weights(run / result["folder"] / "train" / "final", {"model": model})
     return model.eval()
 
 
-def row_model(recipe: HybridRecipe, row: dict[str, Any], base: Path, run: Path) -> nn.Module:
+def row_model(recipe: HybridRecipe, row: dict[str, Any], base: Path, run: Path) -> PreTrainedModel:
     """A row's model before its training."""
     if row["component"] is not None:
         model = load_components(recipe, base)[row["component"]]

@@ -179,7 +179,8 @@ def _tables_from_rows(model: PreTrainedModel, rows: Any) -> tuple[nn.Embedding, 
     """New embedding and head whose rows come from `rows(old table)`; tied ones stay tied."""
     old_embed, old_head = model.get_input_embeddings(), model.get_output_embeddings()
     weight = rows(old_embed.weight).contiguous()
-    embed = nn.Embedding(*weight.shape, device=weight.device, dtype=weight.dtype)
+    count, width = weight.shape
+    embed = nn.Embedding(count, width, device=weight.device, dtype=weight.dtype)
     embed.weight.copy_(weight)
     tied = old_head.weight is old_embed.weight
     head_weight = weight if tied else rows(old_head.weight).contiguous()

@@ -116,7 +116,7 @@ def check_fast(tokenizer: object) -> PreTrainedTokenizerFast:
             f"tokenizer.json, for example with `AutoTokenizer.from_pretrained(name, use_fast=True)`"
             f" and `save_pretrained`."
         )
-    return tokenizer  # type: ignore[return-value]
+    return tokenizer
 
 
 def same_tokenizer(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> bool:
