@@ -56,6 +56,9 @@ class ManticoreConfig(PreTrainedConfig):
         configs = [as_config(c) for c in components or _pop_components(kwargs)]
         for index, config in enumerate(configs):
             setattr(self, f"component_{index}", config)
+        depths = [config.num_hidden_layers for config in configs]
+        # With a given partition a component may have fewer layers than blocks: some were pruned.
+        check_num_blocks(num_blocks, () if partition else depths)
         self.num_components = len(configs)
         self.num_blocks = num_blocks
         self.mixing = mixing
@@ -67,9 +70,7 @@ class ManticoreConfig(PreTrainedConfig):
         self.host = host
         self.initializer_range = initializer_range
         self.vocab_size = vocab_size or min((c.vocab_size for c in configs), default=0)
-        self.partition = partition or [
-            even_partition(c.num_hidden_layers, num_blocks) for c in configs
-        ]
+        self.partition = partition or [even_partition(depth, num_blocks) for depth in depths]
         kwargs.setdefault("tie_word_embeddings", any(is_tied(config) for config in configs))
         # Without a wish of the caller every component keeps its attention kernel; transformers
         # would reset it to None, and a mask made for no kernel hides nothing.
@@ -111,16 +112,13 @@ class ManticoreConfig(PreTrainedConfig):
         """Check everything that can be checked before a weight is read."""
         if self.mixing not in MIXINGS:
             raise ValueError(f"Unknown mixing {self.mixing!r}. Known: {', '.join(MIXINGS)}.")
-        shallowest = min(config.num_hidden_layers for config in self.components)
-        if not isinstance(self.num_blocks, int) or self.num_blocks < 1:
-            raise ValueError(f"num_blocks={self.num_blocks!r}: give a whole number of at least 1.")
         if len(self.partition) != self.num_components:
             raise ValueError(
                 f"partition has {len(self.partition)} entries for {self.num_components} "
                 "components. Give one list of [first, last] ranges for each component."
             )
         for index, (ranges, config) in enumerate(zip(self.partition, self.components, strict=True)):
-            check_partition(ranges, config.num_hidden_layers, self.num_blocks, index, shallowest)
+            check_partition(ranges, config.num_hidden_layers, self.num_blocks, index)
         if not 0 <= self.host < self.num_components:
             raise ValueError(f"host={self.host}: allowed are 0 to {self.num_components - 1}.")
 
@@ -150,24 +148,31 @@ def is_tied(config: PreTrainedConfig) -> bool:
 
 def even_partition(num_layers: int, num_blocks: int) -> list[list[int]]:
     """Cut layers into blocks as evenly as possible; B need not divide the depth."""
-    if num_blocks < 1 or num_blocks > num_layers:
-        raise ValueError(
-            f"num_blocks={num_blocks} does not fit a component of {num_layers} layers. "
-            f"Choose 1 to {num_layers}, the depth of the shallowest component."
-        )
+    check_num_blocks(num_blocks, [num_layers])
     bounds = [round(block * num_layers / num_blocks) for block in range(num_blocks + 1)]
     return [[first, last] for first, last in pairwise(bounds)]
 
 
+def check_num_blocks(num_blocks: int, depths: Sequence[int] = ()) -> None:
+    """At least one block, and at most one for each layer of the shallowest of these components."""
+    if not isinstance(num_blocks, int) or num_blocks < 1:
+        raise ValueError(f"num_blocks={num_blocks!r}: give a whole number of at least 1.")
+    if depths and num_blocks > min(depths):
+        raise ValueError(
+            f"num_blocks={num_blocks} does not fit components of {list(depths)} layers. "
+            f"Choose 1 to {min(depths)}, the depth of the shallowest."
+        )
+
+
 def check_partition(
-    ranges: list[list[int]], num_layers: int, num_blocks: int, component: int, shallowest: int
+    ranges: list[list[int]], num_layers: int, num_blocks: int, component: int
 ) -> None:
     """Every layer in order and exactly once; an empty range marks a branch that was pruned."""
     where = f"partition of component {component} ({ranges})"
     if len(ranges) != num_blocks:
         raise ValueError(
-            f"The {where} has {len(ranges)} ranges for num_blocks={num_blocks}. Give one each; "
-            f"the shallowest component has {shallowest} layers, so at most that many blocks."
+            f"The {where} has {len(ranges)} ranges for num_blocks={num_blocks}. Give one for each "
+            "block."
         )
     expected = 0
     for first, last in ranges:
@@ -208,8 +213,15 @@ def _loyalty_list(
             f"loyalty has {len(values)} values for {num_blocks} blocks. Give one number, or "
             f"{num_blocks + 1}: one before each block and one before the heads."
         )
-    for value in values:
-        if not float(value) >= 0:
-            raise ValueError(f"loyalty={value}: a loyalty is at least 0 (or inf: no cross-talk).")
     # Strict JSON has no infinity, so the config keeps the word.
-    return ["inf" if math.isinf(float(value)) else float(value) for value in values]
+    return ["inf" if math.isinf(number) else number for number in map(_as_loyalty, values)]
+
+
+def _as_loyalty(value: float | str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number >= 0:
+        raise ValueError(f"loyalty={value!r}: a loyalty is at least 0 (or inf: no cross-talk).")
+    return number

@@ -61,6 +61,8 @@ def from_components(
     """
     if embeddings not in EMBEDDINGS:
         raise ValueError(f"Unknown embeddings {embeddings!r}. Known: {', '.join(EMBEDDINGS)}.")
+    _check_host(host, len(components))
+    _check_no_empty_block(partition)
     label_options = {key: load_options.pop(key) for key in LABEL_OPTIONS if key in load_options}
     loaded = _load_all(components, load_options)
     tables, report = align_vocabulary(loaded, tokenizers, host)
@@ -113,6 +115,22 @@ def keep_mixture_in_float32(hybrid: Any) -> None:
     hybrid.backbone.rows.float()
     if hybrid.config.mixing == "streams":
         hybrid.backbone.loyalty.float()
+
+
+def _check_host(host: int, num_components: int) -> None:
+    if num_components and not 0 <= host < num_components:
+        raise ValueError(f"host={host}: allowed are 0 to {num_components - 1}.")
+
+
+def _check_no_empty_block(partition: list[list[list[int]]] | None) -> None:
+    # Pruning leaves empty blocks behind, with weight 0. A new hybrid gives every block weight.
+    for k, ranges in enumerate(partition or []):
+        empty = [block for block, (first, last) in enumerate(ranges) if first == last]
+        if empty:
+            raise ValueError(
+                f"partition gives component {k} no layers in block {empty[0]} ({ranges}). Give "
+                "every block at least one layer, or choose a smaller num_blocks."
+            )
 
 
 def _place_own_parts(hybrid: Any, device: torch.device) -> None:

@@ -32,7 +32,7 @@ class Mixture(nn.Module):
             self.embed = nn.Parameter(torch.full((num_components,), uniform))  # (K,)
         if own_head:
             self.head = nn.Parameter(torch.full((num_components,), uniform))  # (K,)
-        self._seen: dict[str, tuple[tuple[int, int], list[list[int]]]] = {}
+        self._seen: dict[str, tuple[tuple[Tensor, int, int], list[list[int]]]] = {}
 
     @property
     def weights(self) -> Tensor:
@@ -66,34 +66,45 @@ class Mixture(nn.Module):
     @torch.no_grad()
     def set(self, blocks: Tensor, embed: Tensor | None = None, head: Tensor | None = None) -> None:
         """Set the rows from weights (not logs); `None` ties embeddings or heads to the blocks."""
+        # All rows are checked before any is written.
         blocks = checked_rows(blocks, tuple(self.blocks.shape), "mixture")
+        width = (self.blocks.shape[1],)
+        embed = None if embed is None else checked_rows(embed, width, "embed")
+        head = None if head is None else checked_rows(head, width, "head")
         self.blocks.copy_(blocks.log())
-        self.embed = self._own_row(self.embed, embed, "embed")
-        self.head = self._own_row(self.head, head, "head")
+        self.embed = self._own_row(self.embed, embed)
+        self.head = self._own_row(self.head, head)
 
-    def _own_row(self, old: nn.Parameter | None, row: Tensor | None, name: str):
+    def _own_row(self, old: nn.Parameter | None, row: Tensor | None) -> nn.Parameter | None:
         if row is None:
             return None
-        value = checked_rows(row, (self.blocks.shape[1],), name).log()
         if old is None:
-            return nn.Parameter(value.to(self.blocks), requires_grad=self.blocks.requires_grad)
-        old.copy_(value)
+            return nn.Parameter(row.log().to(self.blocks), requires_grad=self.blocks.requires_grad)
+        old.copy_(row.log())
         return old
 
     def _active(self, name: str, parameter: Tensor) -> list[list[int]]:
         # Reading values off a GPU waits for it, so remember the answer until the tensor changes.
-        key = (parameter.data_ptr(), parameter._version)
-        if name not in self._seen or self._seen[name][0] != key:
-            finite = ~torch.isneginf(parameter.detach().reshape(-1, parameter.shape[-1]))
-            rows = [[k for k, on in enumerate(row) if on] for row in finite.tolist()]
-            self._seen[name] = (key, rows)
-        return self._seen[name][1]
+        # The tensor is remembered too: another one may come to lie at the address of a freed one.
+        if parameter.is_inference():  # keeps no count of its changes
+            return _nonzero(parameter)
+        key = (parameter, parameter.data_ptr(), parameter._version)
+        seen = self._seen.get(name)
+        if seen is None or seen[0][0] is not parameter or seen[0][1:] != key[1:]:
+            seen = self._seen[name] = (key, _nonzero(parameter))
+        return seen[1]
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_seen": {}}
 
     def extra_repr(self) -> str:
         return f"num_blocks={self.blocks.shape[0]}, num_components={self.blocks.shape[1]}"
+
+
+def _nonzero(log_rows: Tensor) -> list[list[int]]:
+    """Components with a finite log weight, for each row."""
+    finite = ~torch.isneginf(log_rows.detach().reshape(-1, log_rows.shape[-1]))
+    return [[k for k, on in enumerate(row) if on] for row in finite.tolist()]
 
 
 def checked_rows(rows: Tensor | Sequence, shape: tuple[int, ...], name: str) -> Tensor:

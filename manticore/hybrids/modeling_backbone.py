@@ -190,10 +190,16 @@ class ManticoreModel(ManticorePreTrainedModel):
             cache=cache,
         )
 
+    def _entering(self) -> list[int]:
+        """Components that `enter_component` is called for."""
+        if self.config.mixing == "streams":
+            return self.rows.active_embed()
+        return sorted({k for b in range(self.config.num_blocks) for k in self.rows.active(b)})
+
     def _check(self, given: Tensor, attention_mask: Tensor | None, seen: int) -> None:
         length = seen + given.shape[1]
-        for config in self.config.components:
-            pretrained.check_length(config, length)
+        for k in self._entering():
+            pretrained.check_length(self.config.components[k], length)
         if attention_mask is not None and tuple(attention_mask.shape) != (given.shape[0], length):
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; with {seen} cached and "

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from manticore.hybrids.spelling import Spelling, num_tokens
+
 Tables = list[tuple[nn.Embedding, nn.Module]]
 
 
@@ -54,7 +56,7 @@ def align_vocabulary(
             "the same order, or none when they share one."
         )
     if tokenizers is None or all(same_vocabulary(t, tokenizers[host]) for t in tokenizers):
-        needed = 0 if tokenizers is None else len(tokenizers[host])
+        needed = 0 if tokenizers is None else num_tokens(tokenizers[host])
         return _common_prefix(models, needed)
     return _transplant_all(models, tokenizers, host)
 
@@ -94,77 +96,58 @@ def _cut(model: PreTrainedModel, vocab_size: int) -> tuple[nn.Embedding, nn.Modu
 def _transplant_all(
     models: Sequence[PreTrainedModel], tokenizers: Sequence[Any], host: int
 ) -> tuple[Tables, VocabularyReport]:
-    vocab_size = min(models[host].get_input_embeddings().num_embeddings, len(tokenizers[host]))
-    if vocab_size < len(tokenizers[host]):
-        raise ValueError(
-            f"The host's embedding table has {vocab_size} rows, its tokenizer "
-            f"{len(tokenizers[host])} tokens. Choose the tokenizer it was trained with."
-        )
+    sizes = [model.get_input_embeddings().num_embeddings for model in models]
+    for k, (size, tokenizer) in enumerate(zip(sizes, tokenizers, strict=True)):
+        if size < num_tokens(tokenizer):
+            raise ValueError(
+                f"Component {k} has a table of {size} rows, its tokenizer {num_tokens(tokenizer)} "
+                "tokens. Give it the tokenizer that it was trained with."
+            )
+    vocab_size = num_tokens(tokenizers[host])
     tables: Tables = []
-    exact: list[int] = []
+    exact, cut = [vocab_size] * len(models), [0] * len(models)
     for k, model in enumerate(models):
         if same_vocabulary(tokenizers[k], tokenizers[host]):
             tables.append(_cut(model, vocab_size))
-            exact.append(vocab_size)
-            continue
-        pieces, copied = token_pieces(tokenizers[host], tokenizers[k], vocab_size)
-        tables.append(_tables_from_rows(model, lambda table, p=pieces: mean_rows(table, p)))
-        exact.append(copied)
-    sizes = [model.get_input_embeddings().num_embeddings for model in models]
-    report = VocabularyReport(
-        vocab_size=vocab_size,
-        cut_rows=[
-            size - vocab_size if n == vocab_size else 0
-            for size, n in zip(sizes, exact, strict=True)
-        ],
-        exact_rows=exact,
-        mean_rows=[vocab_size - n for n in exact],
+            cut[k] = sizes[k] - vocab_size
+        else:
+            pieces, exact[k] = token_pieces(tokenizers[host], tokenizers[k])
+            tables.append(_tables_from_rows(model, lambda table, p=pieces: mean_rows(table, p)))
+    mean = [vocab_size - n for n in exact]
+    return tables, VocabularyReport(
+        vocab_size=vocab_size, cut_rows=cut, exact_rows=exact, mean_rows=mean
     )
-    return tables, report
 
 
-def token_pieces(host: Any, guest: Any, vocab_size: int) -> tuple[list[list[int]], int]:
+def token_pieces(host: Any, guest: Any) -> tuple[list[list[int]], int]:
     """For every host token, the guest tokens that spell it, and how many are one exact token.
 
-    Tokens are compared by the text they stand for, so that byte-level and SentencePiece
-    spellings of a leading space meet. A token that the guest cannot spell gets no piece.
+    Tokens are compared by the bytes they stand for, special tokens by their role or name. A
+    token that the guest cannot spell gets no piece.
     """
-    guest_text = {text: i for i, text in reversed(list(enumerate(token_texts(guest))))}
-    special = special_pairs(host, guest)
+    spelling, special = Spelling(guest), special_pairs(host, guest)
     pieces: list[list[int]] = []
     exact = 0
-    for index, text in enumerate(token_texts(host)[:vocab_size]):
-        if index in special or text in guest_text:
-            pieces.append([special[index] if index in special else guest_text[text]])
-            exact += 1
-        else:
-            known = guest.encode(text, add_special_tokens=False) if text else []
-            pieces.append([i for i in known if i != guest.unk_token_id])
+    for index, data in enumerate(Spelling(host).token_bytes):
+        spelled = [] if data is None else spelling.spell(data)
+        ids = [special[index]] if index in special else spelled
+        pieces.append(ids)
+        exact += index in special or [spelling.token_bytes[i] for i in ids] == [data]
     return pieces, exact
 
 
 def special_pairs(host: Any, guest: Any) -> dict[int, int]:
-    """Special tokens of the host that the guest has under the same role."""
-    roles = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
-    pairs = ((getattr(host, role, None), getattr(guest, role, None)) for role in roles)
-    return {h: g for h, g in pairs if h is not None and g is not None}
-
-
-def token_texts(tokenizer: Any) -> list[str]:
-    """The text that each token stands for inside a sentence, by id; special tokens their name."""
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    special = set(tokenizer.all_special_ids)
-    decoder = tokenizer.backend_tokenizer.decoder if tokenizer.is_fast else None
-    texts = []
-    for index, token in enumerate(tokens):
-        if index in special or token is None:
-            texts.append(token or "")
-        elif token.startswith("▁") or decoder is None:
-            # SentencePiece's decoder strips the space in front of a first token.
-            texts.append(token.replace("▁", " "))
-        else:
-            texts.append(decoder.decode([token]))
-    return texts
+    """Special tokens of the host that the guest has under the same name or in the same role."""
+    guest_vocab = guest.get_vocab()
+    names = zip(host.all_special_tokens, host.all_special_ids, strict=True)
+    pairs = {index: guest_vocab[name] for name, index in names if name in guest_vocab}
+    # One token may play several roles, often end and padding. The last role here wins: models
+    # are trained on the end of text, seldom on padding.
+    for role in ("unk_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
+        ours, theirs = getattr(host, role, None), getattr(guest, role, None)
+        if ours is not None and theirs is not None:
+            pairs[ours] = theirs
+    return pairs
 
 
 def mean_rows(table: Tensor, pieces: list[list[int]]) -> Tensor:
