@@ -10,6 +10,14 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from manticore.hybrids.registration import load_models
 
 MIXINGS = ("streams", "shared")
+# Computed from the components; must not be set a second time.
+DERIVED = {
+    "hidden_size",
+    "num_components",
+    "num_hidden_layers",
+    "tie_word_embeddings",
+    "widths",
+}
 Partition = list[list[list[int]]]
 
 
@@ -71,7 +79,6 @@ class ManticoreConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         self.vocab_size = vocab_size or min((c.vocab_size for c in configs), default=0)
         self.partition = partition or [even_partition(depth, num_blocks) for depth in depths]
-        kwargs.setdefault("tie_word_embeddings", any(is_tied(config) for config in configs))
         # Without a wish of the caller every component keeps its attention kernel; transformers
         # would reset it to None, and a mask made for no kernel hides nothing.
         kernels = {f"component_{k}": c._attn_implementation for k, c in enumerate(configs)}
@@ -92,6 +99,16 @@ class ManticoreConfig(PreTrainedConfig):
     def components(self) -> list[PreTrainedConfig]:
         """The components' configs in order."""
         return [getattr(self, f"component_{index}") for index in range(self.num_components)]
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether any head is its component's table; the components' configs say which."""
+        return any(is_tied(config) for config in self.components)
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        # transformers sets a default, and peft what it finds at the host: both know too little.
+        pass
 
     @property
     def widths(self) -> list[int]:
@@ -198,8 +215,13 @@ def _pop_components(kwargs: dict[str, Any]) -> list[Any]:
 
 
 def _without_derived(kwargs: dict[str, Any]) -> dict[str, Any]:
-    # These are computed from the components and must not be set a second time.
-    derived = {"num_components", "hidden_size", "num_hidden_layers", "widths"}
+    derived = {
+        "num_components",
+        "tie_word_embeddings",
+        "hidden_size",
+        "num_hidden_layers",
+        "widths",
+    }
     return {key: value for key, value in kwargs.items() if key not in derived}
 
 

@@ -1,7 +1,8 @@
 """What may go wrong when a saved hybrid is loaded, said before a wrong model runs.
 
 transformers fills weights that a checkpoint lacks with random numbers and drops those it does not
-know. That is right for a task's head, and wrong for everything that the hybrid computes with.
+know. That is right for a classifier's layer, and for language heads where there is no use for
+them; it is wrong for everything that the hybrid computes with.
 """
 
 import copy
@@ -17,8 +18,6 @@ STRUCTURE = (
     "own_embed_mixture",
     "own_head_mixture",
 )
-# Parts of the hybrid outside its heads, as they begin a weight's name.
-BACKBONE_PARTS = ("components", "rows", "translators", "loyalty", "router", "projectors")
 # Mamba's scan reads the matrix of dt_proj itself, heads are small errors' shortest way to the
 # logits, and the hybrid's own maps are trained.
 UNQUANTIZED = (
@@ -50,7 +49,7 @@ def check_options(name: str, options: dict[str, Any]) -> None:
 
 
 def check_loaded(name: str, info: dict[str, Any], allow_mismatch: bool) -> None:
-    """Raise when weights do not fit, or when the backbone's are missing or left over.
+    """Raise when weights do not fit, or when some are missing or left over.
 
     Args:
         info: transformers' loading information.
@@ -69,7 +68,8 @@ def check_loaded(name: str, info: dict[str, Any], allow_mismatch: bool) -> None:
         (info["missing_keys"], "lacks {} weights of the hybrid, which would be random"),
         (info["unexpected_keys"], "holds {} weights that its config does not know"),
     ):
-        wrong = sorted(key for key in keys if is_backbone(key))
+        may_differ = ("score",) if keys is info["missing_keys"] else ("score", "heads")
+        wrong = sorted(key for key in keys if part_of(key) not in may_differ)
         if wrong:
             raise ValueError(
                 f"The checkpoint {name!r} {problem.format(len(wrong))} (first: {wrong[0]}). Use "
@@ -88,7 +88,6 @@ def spare_from_quantization(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "quantization_config": quantization}
 
 
-def is_backbone(key: str) -> bool:
-    """Whether a weight's name belongs to the backbone, not to a head."""
-    parts = key.split(".")
-    return parts[parts[0] == "model"] in BACKBONE_PARTS
+def part_of(key: str) -> str:
+    """The part of the hybrid that a weight's name belongs to: "components", "heads", ..."""
+    return key.removeprefix("model.").split(".")[0]
