@@ -63,12 +63,19 @@ def run_once(
 
 def open_experiment(recipe: HybridRecipe, base: Path, out: Path, args: argparse.Namespace) -> Any:
     """Check the recipe against its inputs, then open the run folder."""
-    from manticore.hybrids.checks import check_recipe
+    from manticore.hybrids.checks import check_data, check_recipe
     from manticore.hybrids.experiment import Experiment
 
+    processes = getattr(args, "processes", None)
+    if processes is None:
+        processes = min(2, os.cpu_count() or 1)
+    elif processes < 1:
+        raise ValueError(f"--processes {processes}: at least 1 is needed.")
     check_recipe(recipe, base)
-    folder = RunFolder(out).open(to_plain(recipe))
-    processes = getattr(args, "processes", None) or min(2, os.cpu_count() or 1)
+    folder = RunFolder(out)
+    if not folder.is_done("projectors"):  # that stage has read the text, and the run may be over
+        check_data(recipe, base)
+    folder.open(to_plain(recipe))
     return Experiment(recipe, folder, base, processes=processes, progress=not args.quiet)
 
 
@@ -145,6 +152,7 @@ def expected_beside(source: Path) -> Path | None:
 
 def quiet_transformers() -> None:
     """Our own progress bars are enough; one per loaded file would bury them."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read by the worker processes
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -32,6 +32,26 @@ class Verb:
 # A new verb is one line here and one module.
 VERBS: dict[str, Verb] = {
     "run": Verb(module="manticore.cli.run", group="run", help="run a recipe from beginning to end"),
+    "build": Verb(
+        module="manticore.cli.build", group="stage", help="put a hybrid together (phase A)"
+    ),
+    "search": Verb(
+        module="manticore.cli.search", group="stage", help="search its mixture (phases A and B)"
+    ),
+    "finetune": Verb(
+        module="manticore.cli.finetune",
+        group="stage",
+        help="fine-tune it and its baselines (phases A to C)",
+    ),
+    "eval": Verb(
+        module="manticore.cli.eval", group="use", help="measure a model on text, by kind of text"
+    ),
+    "generate": Verb(
+        module="manticore.cli.generate", group="use", help="continue prompts with a model"
+    ),
+    "prune": Verb(
+        module="manticore.cli.prune", group="use", help="drop a hybrid's branches of little weight"
+    ),
     "report": Verb(
         module="manticore.cli.report", group="look", help="write a run's report as one HTML file"
     ),

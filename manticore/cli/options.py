@@ -6,9 +6,13 @@ import argparse
 from pathlib import Path
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
+def add_recipe(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the recipe's path and overrides, both as `key.sub=value` and as `--set key.sub=value`."""
-    parser.add_argument("recipe", help="YAML file; recipes/... names one that is shipped")
+    parser.add_argument(
+        "recipe",
+        nargs=None if required else "?",
+        help="YAML file; recipes/... names one that is shipped",
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
