@@ -1,5 +1,6 @@
 """Configuration of a pretrained hybrid: its components, its blocks and its way of mixing."""
 
+import copy
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -62,6 +63,8 @@ class ManticoreConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         configs = [as_config(c) for c in components or _pop_components(kwargs)]
+        self.vocab_size = vocab_size or min((c.vocab_size for c in configs), default=0)
+        configs = [with_vocabulary(config, self.vocab_size) for config in configs]
         for index, config in enumerate(configs):
             setattr(self, f"component_{index}", config)
         depths = [config.num_hidden_layers for config in configs]
@@ -77,7 +80,6 @@ class ManticoreConfig(PreTrainedConfig):
         self.own_head_mixture = own_head_mixture
         self.host = host
         self.initializer_range = initializer_range
-        self.vocab_size = vocab_size or min((c.vocab_size for c in configs), default=0)
         self.partition = partition or [even_partition(depth, num_blocks) for depth in depths]
         # Without a wish of the caller every component keeps its attention kernel; transformers
         # would reset it to None, and a mask made for no kernel hides nothing.
@@ -156,6 +158,19 @@ def as_config(config: PreTrainedConfig | dict[str, Any]) -> PreTrainedConfig:
         )
     plain = {key: value for key, value in config.items() if key != "model_type"}
     return CONFIG_MAPPING[model_type].from_dict(plain)
+
+
+def with_vocabulary(config: PreTrainedConfig, vocab_size: int) -> PreTrainedConfig:
+    """The config with tables of this many rows: itself if it has them, else a copy."""
+    pad = getattr(config, "pad_token_id", None)
+    has_row = pad is None or pad < vocab_size
+    if config.vocab_size == vocab_size and has_row:
+        return config
+    config = copy.deepcopy(config)
+    config.vocab_size = vocab_size
+    if not has_row:  # its table would be built around a row that was cut
+        config.pad_token_id = None
+    return config
 
 
 def is_tied(config: PreTrainedConfig) -> bool:

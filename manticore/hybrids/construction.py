@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from manticore.hybrids.configuration_manticore import ManticoreConfig
+from manticore.hybrids.configuration_manticore import ManticoreConfig, with_vocabulary
 from manticore.hybrids.loading import spare_from_quantization
 from manticore.hybrids.projectors import initialise
 from manticore.hybrids.vocabulary import VocabularyReport, align_vocabulary
@@ -164,13 +164,12 @@ def _with_table(model: PreTrainedModel, table: nn.Embedding) -> PreTrainedModel:
     base, _ = split_causal_lm(model)
     view = copy.copy(base)
     view._modules = dict(base._modules)
-    view.config = copy.deepcopy(base.config)
+    view.config = copy.deepcopy(with_vocabulary(base.config, table.num_embeddings))
     # Layers choose their attention kernel by their config, the view makes the mask by its own:
     # with one config they cannot disagree.
     for module in view.modules():
         if getattr(module, "config", None) is base.config:
             module.config = view.config
-    view.config.vocab_size = table.num_embeddings
     view.config.tie_word_embeddings = bool(getattr(model.config, "tie_word_embeddings", False))
     view.config._name_or_path = model.config._name_or_path
     if base.get_input_embeddings() is not table:

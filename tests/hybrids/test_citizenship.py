@@ -24,7 +24,7 @@ from manticore.hybrids.modeling_classification import (
     ManticoreForSequenceClassification,
     ManticoreForTokenClassification,
 )
-from tests.hybrids.pairs import build, ids_for, member, members, random_rows
+from tests.hybrids.pairs import build, ids_for, member, members, random_rows, reloaded
 from tests.models.tiny import tiny
 
 MIXINGS = ("streams", "shared")
@@ -112,6 +112,13 @@ def test_tied_tables_are_stored_once_and_tied_again(tmp_path: Path) -> None:
     loaded.heads[1].weight.data.add_(1)
     table = loaded.model.components[1].get_input_embeddings().weight
     assert torch.equal(table, loaded.heads[1].weight)
+
+
+def test_a_padding_token_beyond_the_common_tables_is_no_obstacle(tmp_path: Path) -> None:
+    odd = tiny("llama", variant=1, vocab_size=65, pad_token_id=64)
+    hybrid = build([odd, member(0)])
+    assert hybrid.config.vocab_size == 61
+    assert torch.equal(logits(reloaded(hybrid, tmp_path)), logits(hybrid))
 
 
 def test_paper_mode_ties_heads_and_stays_tied(tmp_path: Path) -> None:
