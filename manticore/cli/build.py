@@ -78,22 +78,22 @@ def describe_start(experiment: Any) -> list[str]:
     lines = ["vocabulary:", *(f"  {line}" for line in record["vocabulary"])]
     if record["fit"]:
         lines.append("fit of the projectors, R squared on the text they were fitted on:")
-        lines += fit_lines(record["fit"], component_names(recipe))
+        lines += fit_lines(record["fit"], component_names(recipe), config.num_blocks)
     lines += [describe_cost(config, recipe.data.seq_len), f"wrote {experiment.start}"]
     return lines
 
 
-def fit_lines(fits: list[dict[str, Any]], names: list[str]) -> list[str]:
+def fit_lines(fits: list[dict[str, Any]], names: list[str], num_blocks: int) -> list[str]:
     """One line for each boundary: how well each stream explains each other one."""
-    by_boundary: dict[int, list[str]] = {}
-    for fit in fits:
+    lines: dict[str, list[str]] = {}
+    for fit in sorted(fits, key=lambda fit: fit["boundary"]):
         # Index -1 is the stream that all components share.
         source, target = (
             "shared stream" if fit[end] < 0 else names[fit[end]] for end in ("source", "target")
         )
-        text = f"{source} -> {target} {fit['r2']:.3f}"
-        by_boundary.setdefault(fit["boundary"], []).append(text)
-    return [f"  boundary {b}: {', '.join(by_boundary[b])}" for b in sorted(by_boundary)]
+        place = f"block {fit['boundary'] + 1}" if fit["boundary"] < num_blocks else "the heads"
+        lines.setdefault(place, []).append(f"{source} -> {target} {fit['r2']:.3f}")
+    return [f"  before {place}: {', '.join(found)}" for place, found in lines.items()]
 
 
 def _build_plainly(args: argparse.Namespace) -> int:

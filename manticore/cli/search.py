@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"kept for fine-tuning ({settings.finish}):")
         print("\n".join(mixture_lines(found["finished"], names)))
     if found["ledger"]:
-        tokens, seconds = 2 * found["ledger"]["tokens"], found["ledger"]["seconds"]
+        tokens, seconds = found["ledger"]["tokens"], found["ledger"]["seconds"]
         print(f"cost: {tokens:,.0f} tokens, {found['flops']:.3g} FLOPs, {seconds:.1f} s")
     print(f"wrote {experiment.folder.path / 'stages' / 'search.json'}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 import types
 
@@ -37,7 +38,7 @@ def test_every_verb_has_help_with_an_example_that_parses(name, capsys):
     assert main([name, "--help"]) == 0
     out = capsys.readouterr().out
     lines = out[out.index("example:") :].splitlines()[1:]
-    examples = [line.split() for line in lines if line.strip().startswith("manticore ")]
+    examples = [shlex.split(line) for line in lines if line.strip().startswith("manticore ")]
     assert examples
     for program, verb_name, *words in examples:
         assert (program, verb_name) == ("manticore", name)
