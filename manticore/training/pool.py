@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from tqdm import tqdm
 
 from manticore.runs import write_json
 from manticore.training.workers import Crew
+
+LONGEST_SETTINGS = 400
+"""Characters of a failed trial's settings that an error still shows."""
 
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -43,10 +47,7 @@ class TrialError(ValueError):
 
     def __init__(self, failures: list[tuple[Trial, str]], finished: int) -> None:
         self.failures = failures
-        shown = [
-            f"trial {t.name or t.key} with {_canonical(t.settings)}:\n{_indent(text)}"
-            for t, text in failures[:3]
-        ]
+        shown = [f"trial {_title(t)}:\n{_indent(text)}" for t, text in failures[:3]]
         more = f"\nand {len(failures) - 3} more" if len(failures) > 3 else ""
         super().__init__(
             f"{len(failures)} of {len(failures) + finished} trials failed; the other {finished} "
@@ -133,6 +134,8 @@ def answer_trial(function: Worker, settings: dict[str, Any]) -> dict[str, Any]:
         json.dumps(result)
         if not isinstance(result, dict):
             raise TypeError(f"a worker returns a dict, not {type(result).__name__}")
+    except (ValueError, OSError) as error:  # of the user's making: the message is enough
+        return {"error": traceback.format_exc(), "message": str(error)}
     except Exception:
         return {"error": traceback.format_exc()}
     return {"result": result, "seconds": time.perf_counter() - started}
@@ -156,8 +159,9 @@ class _Sweep:
     def note(self, key: str, answer: Mapping[str, Any]) -> None:
         trial, complaint = self.trials[key], self.folder / f"{key}.error.txt"
         if "error" in answer:
-            self.failures.append((trial, answer["error"]))
-            complaint.write_text(answer["error"], encoding="utf-8")
+            self.failures.append((trial, answer.get("message") or answer["error"]))
+            with suppress(OSError):  # a full disk is what failed, not the note about it
+                complaint.write_text(answer["error"], encoding="utf-8")
             return
         names = {"key": key, "name": trial.name, "settings": dict(trial.settings)}
         record = {**names, "worker": self.worker, **answer}
@@ -185,6 +189,14 @@ def _run_here(pending: list[Trial], function: Worker, sweep: _Sweep, bar: tqdm) 
 
 def _canonical(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def _title(trial: Trial) -> str:
+    """Name and settings; a name alone when the settings would fill a screen."""
+    settings = _canonical(trial.settings)
+    if trial.name and len(settings) > LONGEST_SETTINGS:
+        return trial.name
+    return f"{trial.name or trial.key} with {settings}"
 
 
 def _indent(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
@@ -25,11 +26,14 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for line, process in self.members.items():
+    def __exit__(self, error: object, *_: object) -> None:
+        for line in self.members:
+            line.close()  # who waits for a trial leaves by itself, and cleans up
+        for process in self.members.values():
+            if error is None:
+                process.join(timeout=5)
             process.terminate()
             process.join(timeout=5)
-            line.close()
 
     def work(self, texts: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (key, answer) for each JSON text as it gets done, in any order."""
@@ -72,6 +76,7 @@ class Crew:
 
 def serve(worker: str, line: Connection) -> None:
     """Answer trials until the parent hangs up. Messages are JSON, never pickles."""
+    _die_with_parent()
     from manticore.training.pool import answer_trial, load_worker
 
     def load_and_run(settings: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +88,24 @@ def serve(worker: str, line: Connection) -> None:
             line.send_bytes(json.dumps(answer_trial(load_and_run, settings)).encode())
     except (EOFError, OSError, KeyboardInterrupt):
         return  # the parent is gone, or stops us too
+
+
+def _die_with_parent() -> None:
+    """End this process at once when its parent is gone, in the middle of a trial too.
+
+    A parent that was killed cannot say so, and a worker that went on would write into the same
+    folders as the workers of the next run.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
 def cpu_threads() -> int:
