@@ -94,6 +94,7 @@ class RunFolder:
             is_meant = record.get("stage") == stage and (row is None or record.get("row") == row)
             return not is_meant or record.get("step", step) <= step
 
+        self._mend_metrics()
         records = self.metrics()
         kept = [record for record in records if is_kept(record)]
         if len(kept) < len(records):
