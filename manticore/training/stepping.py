@@ -67,8 +67,8 @@ def run_loop(
 
     Args:
         step_fn: takes one step and returns numbers: ``loss``, and if it likes ``tokens``
-            (counted), ``grad_norm`` (checked like the loss) and others (logged). It should
-            not update anything when its loss is not finite.
+            (counted), ``grad_norm`` and ``..._loss`` (checked like the loss) and others
+            (logged). It should not update anything when its loss is not finite.
         state: restored in place when ``folder`` holds a checkpoint.
         folder: checkpoints and ``result.json`` go here; None keeps nothing. A folder whose
             result is there is not run again: weights and result are read back.
@@ -148,7 +148,7 @@ class _Loop:
         with step_randomness(self.seed, self.name, step, self.rank):
             raw = self.step_fn(step)
         metrics = {key: float(value) for key, value in raw.items()}
-        for what in ("loss", "grad_norm"):
+        for what in ("loss", *(key for key in metrics if key.endswith("_loss")), "grad_norm"):
             if not math.isfinite(metrics.get(what, 0.0)):
                 self._fail(step, "gradient norm" if what == "grad_norm" else what)
         self.done.losses.append(metrics["loss"])
