@@ -44,6 +44,9 @@ class ExponentiatedGradient(Optimizer):
         parameter.copy_(moved.log_softmax(dim=-1))
 
 
-def clip_mixture(parameters: Iterable[nn.Parameter], largest_norm: float) -> None:
-    """Clip the mixture's gradient on its own, so that the weights' gradient has no say in it."""
-    nn.utils.clip_grad_norm_(list(parameters), largest_norm)
+def clip_mixture(parameters: Iterable[nn.Parameter], largest_norm: float) -> float:
+    """Clip the mixture's gradient on its own and return its norm before.
+
+    On its own, so that the weights' gradient has no say in it.
+    """
+    return float(nn.utils.clip_grad_norm_(list(parameters), largest_norm))

@@ -211,7 +211,8 @@ def describe_hybrid(experiment: Experiment) -> dict[str, Any]:
         "router": config.mixing == "streams" and config.router,
         "projector_parameters": cost.projectors.parameters,
         "projector_flops_share": cost.projector_flops_share,
-        "fit": projectors["fit"],
+        # The report counts boundaries like the formulas: 1..B before the blocks, B + 1 the heads.
+        "fit": [{**fit, "boundary": fit["boundary"] + 1} for fit in projectors["fit"]],
         "vocabulary": projectors["vocabulary"],
         "fast_paths": projectors["fast_paths"],
     }
@@ -248,7 +249,7 @@ def _phases(
         {
             "name": "search",
             "seconds": found["ledger"].get("seconds", 0.0),
-            "tokens": 2 * found["ledger"].get("tokens", 0.0),
+            "tokens": found["ledger"].get("tokens", 0.0),
             "flops": found["flops"],
         },
         {

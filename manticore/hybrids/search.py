@@ -9,6 +9,7 @@ otherwise win for the wrong reason.
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,8 @@ class SearchResult:
     trajectory: list[dict[str, Any]] = field(default_factory=list)
     """One entry for each step: loss, arch_loss, mixture, head, embed."""
     ledger: dict[str, float] = field(default_factory=dict)
-    """tokens, seconds, peak_memory_bytes; FLOPs are added by who knows the cost model."""
+    """tokens (of weights and mixture), seconds, peak_memory_bytes; FLOPs are added by who knows
+    the cost model."""
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values."""
@@ -192,7 +194,9 @@ class _BilevelStep:
 
     def __call__(self, step: int) -> dict[str, Any]:
         metrics = self._train_weights(step) if self.settings.train_weights else {}
+        tokens = metrics.get("tokens", 0)
         metrics |= self._move_mixture(step)
+        metrics["tokens"] += tokens
         metrics.setdefault("loss", metrics["arch_loss"])
         entry = {"step": step + 1, **metrics, **mixture_values(self.hybrid)}
         self.trajectory.append(entry)
@@ -211,20 +215,21 @@ class _BilevelStep:
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         loss.backward(inputs=weights)
         norm = clip_gradients(optimizer)
-        if loss.isfinite():
+        if loss.isfinite() and math.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss.item(), "grad_norm": float(norm), "tokens": batch["input_ids"].numel()}
+        return {"loss": loss.item(), "grad_norm": norm, "tokens": batch["input_ids"].numel()}
 
     def _move_mixture(self, step: int) -> dict[str, Any]:
         batch = self._batch(self.valid, step)
         loss = causal_loss(self.hybrid, batch)
-        metrics = {"arch_loss": loss.item(), "arch_tokens": float(batch["input_ids"].numel())}
+        metrics = {"arch_loss": loss.item(), "tokens": batch["input_ids"].numel()}
         if step >= self.settings.warmup_steps and loss.isfinite():
             # Only the mixture's gradient is asked for, so no weight gradient is computed.
             loss.backward(inputs=self.mixture_parameters)
-            clip_mixture(self.mixture_parameters, self.settings.mixture_clip)
-            self.optimizers["mixture"].step()
+            norm = clip_mixture(self.mixture_parameters, self.settings.mixture_clip)
+            if math.isfinite(norm):  # else one spike would stay in Adam's moments for ever
+                self.optimizers["mixture"].step()
             self.optimizers["mixture"].zero_grad(set_to_none=True)
         return metrics
 
