@@ -45,10 +45,21 @@ def _own_tokenizer(component: ComponentConfig, host: Any, base: Path) -> Any:
 
 def load_components(recipe: HybridRecipe, base: Path) -> list[Any]:
     """The pretrained models of a recipe, in float32."""
-    return [
-        load_component(resolve_path(component.path, base), dtype=torch.float32)
-        for component in recipe.components
-    ]
+    loaded = []
+    for component in recipe.components:
+        path = resolve_path(component.path, base)
+        loaded.append(load_component(path, dtype=torch.float32))
+        _check_finite(loaded[-1], path)
+    return loaded
+
+
+def _check_finite(model: nn.Module, path: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(
+                f"The weight {name} of {path} holds values that are not finite, so every output "
+                "would be NaN. Fetch or save the checkpoint again, or use another one."
+            )
 
 
 def component_names(recipe: HybridRecipe) -> list[str]:
@@ -123,7 +134,9 @@ def train_projectors(
     batch_size: int,
     seed: int,
     folder: Path | None = None,
+    checkpoint_every: int = 50,
     log: Callable[[dict[str, Any]], None] | None = None,
+    on_start: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> int:
     """Train projectors alone, at mixtures drawn anew for every step; returns tokens.
@@ -134,7 +147,6 @@ def train_projectors(
     if settings.steps == 0:
         return 0
     rows = hybrid.backbone.rows
-    before = {name: value.detach().clone() for name, value in rows.state_dict().items()}
     source = data.batches("train", batch_size, derive_seed(seed, "projector batches"))
 
     def batch_at(step: int) -> dict[str, Any]:
@@ -144,16 +156,21 @@ def train_projectors(
     result = train(
         hybrid,
         batch_at,
-        TrainConfig(steps=settings.steps, lr=settings.lr, warmup_steps=min(10, settings.steps)),
+        TrainConfig(
+            steps=settings.steps,
+            lr=settings.lr,
+            warmup_steps=min(10, settings.steps),
+            checkpoint_every=checkpoint_every,
+        ),
         parameters=hybrid.projector_parameters(),
         loss_fn=_loss_at_drawn_mixture,
         folder=folder,
         name="projectors",
         log=log,
+        on_start=on_start,
         progress=progress,
         seed=seed,
     )
-    rows.load_state_dict(before)
     return result.tokens
 
 
@@ -165,6 +182,12 @@ def dirichlet_rows(shape: tuple[int, ...], generator: torch.Generator) -> Tensor
 
 def _loss_at_drawn_mixture(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     hybrid: Any = getattr(model, "module", model)  # under DDP the hybrid is wrapped
+    blocks = hybrid.backbone.rows.blocks
+    before = blocks.detach().clone()
     with torch.no_grad():
-        hybrid.backbone.rows.blocks.copy_(torch.tensor(batch["mixture"]).log())
-    return causal_loss(model, batch)
+        blocks.copy_(torch.tensor(batch["mixture"]).log())
+    loss = causal_loss(model, batch)
+    with torch.no_grad():
+        # At once: a checkpoint takes note of frozen parameters, and must find them again.
+        blocks.copy_(before)
+    return loss

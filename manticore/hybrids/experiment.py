@@ -7,6 +7,7 @@ A stage that is finished is read back from the run folder. Trainings are trials 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +60,12 @@ class Experiment:
             return self.folder.record("projectors")
         began = time.perf_counter()
         hybrid, record = assembled(
-            self.recipe, self.base, self.folder.path, self._log_projectors, self.progress
+            self.recipe,
+            self.base,
+            self.folder.path,
+            log=self._log_projectors,
+            on_start=lambda done: self.folder.truncate_metrics("projectors", done),
+            progress=self.progress,
         )
         tokenizer, _ = self.tokenizers
         with atomic_folder(self.start) as target:
@@ -170,9 +176,15 @@ def choose(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for result in results:
         row_id, loss = result["id"], result["loss"]["mean"]
         tried.setdefault(row_id, {})[f"{result['lr']:g}"] = loss
-        if row_id not in chosen or loss < chosen[row_id]["loss"]["mean"]:
+        # A rate whose validation loss is not a number is worse than any other.
+        if row_id not in chosen or _rank(loss) < _rank(chosen[row_id]["loss"]["mean"]):
             chosen[row_id] = result
     return {row_id: {**result, "tried": tried[row_id]} for row_id, result in chosen.items()}
+
+
+def _rank(loss: float | str) -> float:
+    value = float(loss)  # records spell numbers that JSON lacks as words
+    return value if math.isfinite(value) else math.inf
 
 
 def search_settings(recipe: HybridRecipe) -> SearchSettings:

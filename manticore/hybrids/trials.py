@@ -100,6 +100,7 @@ def assembled(
     base: Path,
     folder: Path,
     log: Callable[[dict[str, Any]], None] | None = None,
+    on_start: Callable[[int], None] | None = None,
     progress: bool = False,
 ) -> tuple[ManticoreForCausalLM, dict[str, Any]]:
     """The recipe's hybrid after phase A, and the record of that phase."""
@@ -114,7 +115,9 @@ def assembled(
         batch_size=recipe.finetune.batch_size,
         seed=derive_seed(recipe.seed, "train projectors"),
         folder=folder / "projector-training" if recipe.projectors.steps else None,
+        checkpoint_every=recipe.finetune.checkpoint_every,
         log=log,
+        on_start=on_start,
         progress=progress,
     )
     fit_tokens = recipe.projectors.tokens if fits else 0
