@@ -153,6 +153,7 @@ def expected_beside(source: Path) -> Path | None:
 def quiet_transformers() -> None:
     """Our own progress bars are enough; one per loaded file would bury them."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read by the worker processes
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers.utils import logging
 
     logging.disable_progress_bar()

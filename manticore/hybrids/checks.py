@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+from manticore.config import to_plain
+from manticore.config.load import from_plain
 from manticore.config.recipes import HybridRecipe
-from manticore.hybrids.assembly import component_names, plain_partition
+from manticore.hybrids.assembly import component_names, load_tokenizers, plain_partition
 from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.mixture import checked_rows
+from manticore.hybrids.trials import prepared, train_config
+from manticore.hybrids.vocabulary import same_vocabulary
 from manticore.models.loading import check_loadable
 from manticore.models.pretrained import check_length
 from manticore.text.prepared import resolve_path
+from manticore.text.tokenizers import load_tokenizer
 
 
 def check_recipe(recipe: HybridRecipe, base: Path) -> None:
     """Raise a ValueError for what cannot work: components, partition, mixture, lengths, rows."""
-    if not recipe.components:
-        raise ValueError("components is empty. Name at least one pretrained model.")
-    config = recipe_config(recipe, base)
-    if recipe.hybrid.mixture is not None:
-        shape = (config.num_blocks, config.num_components)
-        checked_rows(recipe.hybrid.mixture, shape, "hybrid.mixture")
-    for part in config.components:
-        check_length(part, recipe.data.seq_len)
+    _check_numbers(recipe)
+    _check_hybrid(recipe, base)
+    _check_tokenizers(recipe, base)
+    _check_splits(recipe)
     _check_names(recipe)
+    for variant in recipe.compare.variants:
+        source = f"variant {variant.id}"
+        try:
+            plain = to_plain(recipe)
+            changed = from_plain(HybridRecipe, plain, source=source, overrides=variant.overrides)
+            _check_hybrid(changed, base)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+
+
+def check_data(recipe: HybridRecipe, base: Path) -> None:
+    """Read, split and pack all text; raise a ValueError for what cannot be trained on.
+
+    What was read is kept in memory for the stages that follow.
+    """
+    prepared(recipe, base)
 
 
 def recipe_config(recipe: HybridRecipe, base: Path) -> ManticoreConfig:
@@ -44,10 +62,103 @@ def recipe_config(recipe: HybridRecipe, base: Path) -> ManticoreConfig:
     )
 
 
+def _check_hybrid(recipe: HybridRecipe, base: Path) -> None:
+    count = len(recipe.components)
+    if not count:
+        raise ValueError("components is empty. Name at least one pretrained model.")
+    if not 0 <= recipe.hybrid.host < count:
+        raise ValueError(
+            f"hybrid.host={recipe.hybrid.host} names none of the {count} components. "
+            f"Choose from 0 to {count - 1}."
+        )
+    config = recipe_config(recipe, base)
+    if recipe.hybrid.mixture is not None:
+        shape = (config.num_blocks, config.num_components)
+        checked_rows(recipe.hybrid.mixture, shape, "hybrid.mixture")
+    for k, ranges in enumerate(recipe.hybrid.partition or ()):
+        empty = [list(block) for block in ranges if block[0] == block[1]]
+        if empty:
+            raise ValueError(
+                f"hybrid.partition of component {k} has a block without a layer: {empty[0]}. "
+                "Every block needs at least one; use fewer blocks, or weight 0 in the mixture."
+            )
+    for part in config.components:
+        check_length(part, recipe.data.seq_len)
+
+
+def _check_numbers(recipe: HybridRecipe) -> None:
+    train_config(recipe.finetune)
+    least = {
+        "finetune.batch_size": (recipe.finetune.batch_size, 1),
+        "finetune.checkpoint_every": (recipe.finetune.checkpoint_every, 0),
+        "data.seq_len": (recipe.data.seq_len, 2),
+        "data.eval_rows": (recipe.data.eval_rows, 1),
+        "projectors.steps": (recipe.projectors.steps, 0),
+        "projectors.tokens": (recipe.projectors.tokens, 1),
+        "search.steps": (recipe.search.steps, 1),
+        "search.warmup_steps": (recipe.search.warmup_steps, 0),
+        "the number of compare.lr_factors": (len(recipe.compare.lr_factors), 1),
+    }
+    for name, (value, limit) in least.items():
+        if value is not None and value < limit:
+            raise ValueError(f"{name}={value}: at least {limit} is needed.")
+
+
 def _vocabulary(recipe: HybridRecipe, configs: list[Any]) -> int:
     if any(component.tokenizer for component in recipe.components):
         return configs[recipe.hybrid.host].vocab_size
     return min(config.vocab_size for config in configs)
+
+
+def _check_tokenizers(recipe: HybridRecipe, base: Path) -> None:
+    """Token ids must mean the same to every component, and every table must have room for them."""
+    host, others = load_tokenizers(recipe, base)
+    used = others or [host] * len(recipe.components)
+    for k, component in enumerate(recipe.components):
+        own = _tokenizer_beside(resolve_path(component.path, base))
+        if component.tokenizer is None and own is not None and not same_vocabulary(own, used[k]):
+            raise ValueError(_foreign_tokenizer(recipe, k, len(own), len(used[k])))
+        rows = check_loadable(resolve_path(component.path, base)).vocab_size
+        if rows < len(used[k]):
+            raise ValueError(
+                f"components.{k} ({component_names(recipe)[k]}) has an embedding table of {rows} "
+                f"rows, its tokenizer {len(used[k])} tokens. Give the tokenizer that it was "
+                f"trained with as components.{k}.tokenizer."
+            )
+
+
+def _tokenizer_beside(path: str) -> Any:
+    """The tokenizer in a component's own folder, None if it has none."""
+    return load_tokenizer(path) if os.path.isfile(Path(path) / "tokenizer.json") else None
+
+
+def _foreign_tokenizer(recipe: HybridRecipe, k: int, own: int, used: int) -> str:
+    component, host = recipe.components[k], recipe.hybrid.host
+    what = (
+        f"components.{k} ({component_names(recipe)[k]}) carries a tokenizer of {own} tokens that "
+        f"differs from the one it would be used with ({used} tokens"
+    )
+    if k == host:
+        return (
+            f"{what}: data.tokenizer). Leave data.tokenizer out, or make it the tokenizer of the "
+            f"host, or choose another hybrid.host."
+        )
+    return (
+        f"{what}: that of the host, components.{host}). Set components.{k}.tokenizer: "
+        f"{component.path}, so that its embedding rows are transplanted."
+    )
+
+
+def _check_splits(recipe: HybridRecipe) -> None:
+    needed = ["train", "validation", "test"]
+    if recipe.search.method != "none":
+        needed.append("architecture")
+    empty = [name for name in needed if not getattr(recipe.data.splits, name) > 0]
+    if empty:
+        raise ValueError(
+            f"data.splits gives nothing to {', '.join(empty)}. Give each a share above 0; only "
+            "pretrain, and architecture with search.method=none, may be empty."
+        )
 
 
 def _check_names(recipe: HybridRecipe) -> None:
