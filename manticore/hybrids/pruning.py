@@ -1,6 +1,7 @@
 """Make a hybrid smaller: drop branches of little weight, and the layers nobody runs any more."""
 
 import copy
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -73,18 +74,18 @@ def _one(log_row: Tensor, threshold: float, one_hot: bool) -> Tensor:
 def _remove_idle_layers(hybrid: "ManticoreForCausalLM") -> None:
     config, rows = hybrid.config, hybrid.backbone.rows
     for k, component in enumerate(hybrid.model.components):
+        partition = config.partition[k]
         used = [k in rows.active(block) for block in range(config.num_blocks)]
-        if all(used) or not any(used):
-            continue  # a component without any block is removed as a whole
-        indices: list[int] = []
-        ranges: list[list[int]] = []
-        start = 0
-        for (first, last), on in zip(config.partition[k], used, strict=True):
-            indices += range(first, last) if on else []
-            ranges.append([start, start + (last - first) * on])
-            start = ranges[-1][1]
-        if keep_layers(component, indices):
-            config.partition[k] = ranges
+        counts = [(last - first) * on for (first, last), on in zip(partition, used, strict=True)]
+        if not any(counts):
+            # At most its embedding or its head is read, but a model without layers does not load.
+            counts[next(b for b, (first, last) in enumerate(partition) if last > first)] = 1
+        ends = list(itertools.accumulate(counts))
+        indices = [
+            first + i for (first, _), n in zip(partition, counts, strict=True) for i in range(n)
+        ]
+        if not all(used) and keep_layers(component, indices):
+            config.partition[k] = [[end - n, end] for end, n in zip(ends, counts, strict=True)]
 
 
 def _remove_idle_components(hybrid: "ManticoreForCausalLM") -> "ManticoreForCausalLM":

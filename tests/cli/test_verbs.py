@@ -294,6 +294,21 @@ def test_a_pruned_hybrid_computes_what_the_mixture_without_small_weights_does(
     assert record["parameters"] == [m.num_parameters() for m in (whole, pruned)]
 
 
+def test_a_component_whose_head_alone_is_read_loses_its_layers(hybrid, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(hybrid)
+    model.set_mixture(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), head=torch.tensor([0.4, 0.6]))
+    model.save_pretrained(tmp_path / "own-head")
+    AutoTokenizer.from_pretrained(hybrid).save_pretrained(tmp_path / "own-head")
+    words = ["--one-hot", "--out", str(tmp_path / "pruned")]
+    assert main(["prune", str(tmp_path / "own-head"), *words]) == 0
+    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    # One layer stays, as a model without any does not load; it never runs.
+    assert [c.num_hidden_layers for c in pruned.config.components] == [4, 1]
+    model.set_mixture(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), head=torch.tensor([0.0, 1.0]))
+    with torch.no_grad():
+        assert (model(IDS).logits - pruned(IDS).logits).abs().max() < 1e-5
+
+
 def test_a_refit_mends_a_path_that_switches_component(project, hybrid, tmp_path, capsys):
     recipe = str(project / "recipes" / "small.yaml")
     refit = ["--data", recipe, "--refit-tokens", "2048"]
