@@ -104,14 +104,10 @@ def packs_of(args: argparse.Namespace, tokenizer: Any) -> dict[str, Any]:
     """The text that is asked for, packed: kind -> rows."""
     if args.text:
         return packs_of_files(args.text, tokenizer, args.seq_len or SEQ_LEN, args.field)
-    from manticore.text.prepared import prepare_data
+    from manticore.text.prepared import prepare_split
 
     recipe, base = read_data_recipe(args.data, args.overrides)
-    split = args.split or "test"
-    packs = prepare_data(recipe.data, tokenizer, base).packs
-    if split not in packs:
-        raise ValueError(f"{args.data} has no {split} split. It has: {', '.join(packs)}.")
-    return packs[split]
+    return prepare_split(recipe.data, tokenizer, base, args.split or "test")
 
 
 def read_data_recipe(path: str, overrides: list[str]) -> tuple[Any, Path]:

@@ -100,7 +100,8 @@ def dropped_weights(hybrid: Any, threshold: float, one_hot: bool) -> list[str]:
         after = sparsify(row, threshold, one_hot)
         for k, (old, new) in enumerate(zip(row.tolist(), after.tolist(), strict=True)):
             if old > 0 and new == 0:
-                found.append(f"component {k} in {title} (weight {old:.4f})")
+                tie = ", chosen among equals" if old == row.max() else ""
+                found.append(f"component {k} in {title} (weight {old:.4f}{tie})")
             elif old < row.max():
                 kept.append(old)
     if not found:

@@ -55,24 +55,22 @@ def prepare_data(
         tokenizer: the hybrid's tokenizer.
         base: folder of the recipe, for relative paths.
     """
-    if not config.sources:
-        raise ValueError("data.sources is empty. Name at least one file, folder or data set.")
-    fractions = split_fractions(config)
-    splits = {s.kind: _split_source(s, fractions, config.splits.seed, base) for s in config.sources}
-    if len(splits) < len(config.sources):
-        raise ValueError("Two sources have the same kind. Give each a kind of its own.")
-    check_disjoint({name: [d for s in splits.values() for d in s[name]] for name in fractions})
-    packs = {
-        name: {
-            kind: _packed(documents[name], tokenizer, config, name)
-            for kind, documents in splits.items()
-        }
-        for name in fractions
-    }
+    splits = _split_all(config, base)
+    packs = {name: _packs_of(name, splits, tokenizer, config) for name in split_fractions(config)}
     record = {
         source.kind: _record(source, splits[source.kind], packs, base) for source in config.sources
     }
     return PreparedData(packs, {s.kind: s.weight for s in config.sources}, record)
+
+
+def prepare_split(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, base: Path, name: str
+) -> dict[str, PackedText]:
+    """One split of what `prepare_data` reads, by kind; the others are not tokenised."""
+    fractions = split_fractions(config)
+    if name not in fractions:
+        raise ValueError(f"The data has no {name} split. It has: {', '.join(fractions)}.")
+    return _packs_of(name, _split_all(config, base), tokenizer, config)
 
 
 def split_fractions(config: DataConfig) -> dict[str, float]:
@@ -80,6 +78,30 @@ def split_fractions(config: DataConfig) -> dict[str, float]:
     values = dataclasses.asdict(config.splits)
     values.pop("seed")
     return {name: share for name, share in values.items() if share > 0}
+
+
+def _split_all(config: DataConfig, base: Path) -> dict[str, dict[str, list[Document]]]:
+    """Documents by kind and split; no text is in two splits."""
+    if not config.sources:
+        raise ValueError("data.sources is empty. Name at least one file, folder or data set.")
+    fractions = split_fractions(config)
+    splits = {s.kind: _split_source(s, fractions, config.splits.seed, base) for s in config.sources}
+    if len(splits) < len(config.sources):
+        raise ValueError("Two sources have the same kind. Give each a kind of its own.")
+    check_disjoint({name: [d for s in splits.values() for d in s[name]] for name in fractions})
+    return splits
+
+
+def _packs_of(
+    name: str,
+    splits: Mapping[str, Mapping[str, list[Document]]],
+    tokenizer: PreTrainedTokenizerFast,
+    config: DataConfig,
+) -> dict[str, PackedText]:
+    return {
+        kind: _packed(documents[name], tokenizer, config, name)
+        for kind, documents in splits.items()
+    }
 
 
 def _split_source(
