@@ -51,6 +51,14 @@ class Mixture(nn.Module):
         """Normalised log weights of the embeddings: (K,); block 1's unless set on its own."""
         return self.log_row(0) if self.embed is None else self.embed.float().log_softmax(dim=-1)
 
+    def log_boundary_rows(self) -> Tensor:
+        """Normalised log weights of what lies before each boundary: (num_blocks + 1, K).
+
+        Before boundary 0 lie the embeddings, before boundary b block b.
+        """
+        before = self.blocks[:1] if self.embed is None else self.embed.unsqueeze(0)
+        return torch.cat([before, self.blocks]).float().log_softmax(dim=-1)
+
     def active_embed(self) -> list[int]:
         """Components whose embeddings have a weight that is not exactly zero."""
         return self.active(0) if self.embed is None else self._active("embed", self.embed)[0]

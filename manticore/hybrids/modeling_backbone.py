@@ -33,9 +33,14 @@ class Inputs:
 
 @dataclass
 class ManticoreModelOutput(BaseModelOutputWithPast):
-    """Backbone output; `streams` holds y_B of the active components (streams mixing only)."""
+    """Backbone output.
+
+    With streams mixing, `streams` holds y_B of the active components and `weights[k][j]` how much
+    the head of k reads of stream j.
+    """
 
     streams: dict[int, Tensor] | None = None
+    weights: list[list[Tensor]] | None = None
 
 
 class ManticoreModel(ManticorePreTrainedModel):
@@ -61,6 +66,7 @@ class ManticoreModel(ManticorePreTrainedModel):
         if components is None:
             components = [build_component(sub_config) for sub_config in config.components]
         self.components = nn.ModuleList(components)
+        self.num_blocks, self.widths = config.num_blocks, config.widths
         self.fast_paths = [bind_fast_paths(component) for component in components]
         self.rows = Mixture(
             config.num_blocks, len(components), config.own_embed_mixture, config.own_head_mixture
@@ -104,11 +110,12 @@ class ManticoreModel(ManticorePreTrainedModel):
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
         )
         boundaries: list[Tensor] | None = [] if output_hidden_states else None
+        streams = weights = None
         if self.config.mixing == "streams":
-            streams = run_streams(self, inputs, boundaries)
+            streams, weights = run_streams(self, inputs, boundaries)
             last = concatenate(self, streams)
         else:
-            streams, last = None, run_shared(self, inputs, boundaries)
+            last = run_shared(self, inputs, boundaries)
         if inputs.cache is not None:
             inputs.cache.advance(inputs.position_ids.shape[1])
         return ManticoreModelOutput(
@@ -116,6 +123,7 @@ class ManticoreModel(ManticorePreTrainedModel):
             past_key_values=inputs.cache,
             hidden_states=None if boundaries is None else tuple(boundaries),
             streams=streams,
+            weights=weights,
         )
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -128,7 +136,7 @@ class ManticoreModel(ManticorePreTrainedModel):
         if inputs.inputs_embeds is None:
             assert inputs.input_ids is not None  # checked in `_inputs`
             return pretrained.embed_tokens(self.components[k], inputs.input_ids)
-        return inputs.inputs_embeds.split(self.config.widths, dim=-1)[k]
+        return inputs.inputs_embeds.split(self.widths, dim=-1)[k]
 
     def enter_component(self, k: int, hidden: Tensor, inputs: Inputs) -> Tensor:
         """Add what component k adds before its first layer (learned positions, dropout)."""
@@ -157,7 +165,7 @@ class ManticoreModel(ManticorePreTrainedModel):
             attention_mask=inputs.attention_mask,
             position_ids=inputs.position_ids,
             cache=cache,
-            final_norm=block == self.config.num_blocks - 1,
+            final_norm=block == self.num_blocks - 1,
         )
 
     def _inputs(

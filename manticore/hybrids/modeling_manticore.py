@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -13,7 +14,7 @@ from manticore.hybrids.cache import ManticoreCache
 from manticore.hybrids.configuration_manticore import ManticoreConfig, is_tied
 from manticore.hybrids.modeling_backbone import ManticoreModel, ManticoreModelOutput
 from manticore.hybrids.modeling_base import ManticorePreTrainedModel
-from manticore.hybrids.streams import concatenate, read
+from manticore.hybrids.streams import read
 from manticore.models import pretrained
 
 __all__ = ["ManticoreForCausalLM", "ManticoreModel", "ManticorePreTrainedModel"]
@@ -115,33 +116,53 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
         log_row = model.rows.log_head_row(tied_block)
         if output.streams is not None:
             streams = {k: stream[:, keep] for k, stream in output.streams.items()}
-            hidden = {k: read(model, config.num_blocks, k, streams) for k in active}
-            weights = self._head_weights(streams, log_row, active)
+            reads, boundary = output.weights, model.num_blocks
+            assert reads is not None, "the backbone gives them along with the streams"
+            hidden = {k: read(model, boundary, k, streams, reads) for k in active}
+            if model.router is not None and len(active) > 1:
+                log_row = log_row + model.router(output.last_hidden_state[:, keep]).float()
         else:
             kept = output.last_hidden_state[:, keep]
-            hidden = {k: kept[..., : config.widths[k]] for k in active}
-            weights = log_row[active].softmax(dim=-1)
-        return self._weighted_logits(hidden, weights)
-
-    def _head_weights(
-        self, streams: dict[int, Tensor], log_row: Tensor, active: list[int]
-    ) -> Tensor:
-        """g: (K active,) or, with a router, (batch, seq, K active)."""
-        scores = log_row
-        if self.model.router is not None and len(active) > 1:
-            scores = log_row + self.model.router(concatenate(self.model, streams)).float()
-        return scores[..., active].softmax(dim=-1)
+            hidden = {k: kept[..., : model.widths[k]] for k in active}
+        # g: (K,) or, with a router, (batch, kept, K); zero for heads that are not active
+        return self._weighted_logits(hidden, log_row.softmax(dim=-1))
 
     def _weighted_logits(self, hidden: dict[int, Tensor], weights: Tensor) -> Tensor:
+        configs = self.config.components
+        if len(hidden) == 1:
+            ((k, state),) = hidden.items()
+            return pretrained.component_logits(configs[k], self.heads[k], state)
+        gates = {k: weights[..., k].unsqueeze(-1) for k in hidden}
+        if self._can_join_heads(hidden):
+            logits = self._joint_logits(hidden, gates)
+            in_float32 = any(pretrained.has_float32_logits(configs[k]) for k in hidden)
+            return logits.float() if in_float32 else logits
         mixed: Any = None
-        for position, (k, state) in enumerate(hidden.items()):
-            config = self.config.components[k]
-            logits = pretrained.component_logits(config, self.heads[k], state)
-            if len(hidden) == 1:
-                return logits
-            weight = weights[..., position].unsqueeze(-1).to(logits.dtype)
-            mixed = logits * weight if mixed is None else torch.addcmul(mixed, logits, weight)
+        for k, state in hidden.items():
+            logits = pretrained.component_logits(configs[k], self.heads[k], state)
+            gate = gates[k].to(logits.dtype)
+            mixed = logits * gate if mixed is None else torch.addcmul(mixed, logits, gate)
         return mixed
+
+    def _joint_logits(self, hidden: dict[int, Tensor], gates: dict[int, Tensor]) -> Tensor:
+        """The same sum as one product, so that no head needs (batch, seq, vocab) of its own.
+
+        A gate may as well scale the input of a linear head as its logits.
+        """
+        states = [(state * gates[k]).to(state.dtype) for k, state in hidden.items()]
+        matrix = torch.cat([self.heads[k].weight for k in hidden], dim=-1)  # (V, sum of widths)
+        return functional.linear(torch.cat(states, dim=-1), matrix)
+
+    def _can_join_heads(self, hidden: dict[int, Tensor]) -> bool:
+        """Whether all heads are plain matrices, and joining them costs less than it saves."""
+        tokens = next(iter(hidden.values())).shape[:-1].numel()
+        if tokens < sum(state.shape[-1] for state in hidden.values()):
+            return False  # copying the matrices would take longer than adding these few logits
+        heads = [self.heads[k] for k in hidden]
+        same_dtype = len({head.weight.dtype for head in heads if hasattr(head, "weight")}) == 1
+        return same_dtype and all(
+            pretrained.has_plain_logits(self.config.components[k], self.heads[k]) for k in hidden
+        )
 
     def get_output_embeddings(self) -> nn.Module:
         """The host component's head."""

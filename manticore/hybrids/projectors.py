@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from manticore.models.pretrained import is_plain_linear
+
 
 class Translators(nn.Module):
     """Translators T_bjk of `mixing="streams"`: one linear map for each boundary and ordered pair.
@@ -41,38 +43,38 @@ class Translators(nn.Module):
                 source, target = (int(part) for part in name.split("_to_"))
                 yield boundary, source, target, linear
 
-    def gather(self, boundary: int, target: int, streams: dict[int, Tensor], log_row: Tensor):
-        """Read all streams from the point of view of `target` (DESIGN: x_bk).
+    def gather(
+        self, boundary: int, target: int, streams: dict[int, Tensor], weights: Sequence[Tensor]
+    ) -> Tensor:
+        """Read all streams from the point of view of `target`: x_bk = sum_j w_bkj T_bjk(y_j).
 
         Args:
             streams: component -> (batch, seq, d_component), the active ones.
-            log_row: (K,) log weights of the streams, loyalty added, not normalised.
+            weights: w_bkj of all K components; those of the active ones sum to 1.
 
         Returns:
             (batch, seq, d_target).
         """
         if list(streams) == [target]:
             return streams[target]
-        sources = list(streams)
-        weights = log_row[sources].softmax(dim=0)
         mixed = None
-        for weight, source in zip(weights, sources, strict=True):
-            mixed = self._add(mixed, weight, boundary, source, target, streams[source])
+        for source, stream in streams.items():
+            mixed = self._add(mixed, weights[source], boundary, source, target, stream)
+        assert mixed is not None, "a row of the mixture has at least one active component"
         return mixed
 
     def _add(
         self, mixed: Tensor | None, weight: Tensor, boundary: int, j: int, k: int, stream: Tensor
-    ):
+    ) -> Tensor:
         weight = weight.to(stream.dtype)
-        if j == k:
-            return stream * weight if mixed is None else torch.addcmul(mixed, stream, weight)
-        linear = self.at(boundary, j, k)
-        if not _is_plain_linear(linear):
-            term = linear(stream) * weight  # an adapter sits on it: its own forward decides
-        else:
-            # The weight scales the small matrix, not the long activations.
-            term = functional.linear(stream, linear.weight * weight, linear.bias * weight)
-        return term if mixed is None else mixed + term
+        if j != k:
+            linear = self.at(boundary, j, k)
+            if is_plain_linear(linear) and stream.numel() > linear.weight.numel():
+                # The weight scales the small matrix, not the long activations.
+                term = functional.linear(stream, linear.weight * weight, linear.bias * weight)
+                return term if mixed is None else mixed + term
+            stream = linear(stream)  # few tokens, or an adapter whose own forward decides
+        return stream * weight if mixed is None else torch.addcmul(mixed, stream, weight)
 
 
 class SharedProjectors(nn.Module):
@@ -137,7 +139,3 @@ def initialise(
     generator = generator or torch.Generator().manual_seed(0)
     for linear in linears:
         choices[how](linear)
-
-
-def _is_plain_linear(linear: nn.Module) -> bool:
-    return type(linear) is nn.Linear and not linear._forward_hooks and "forward" not in vars(linear)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from manticore.hybrids.modeling_backbone import Inputs, ManticoreModel
 
 Streams = dict[int, Tensor]
+Weights = list[list[Tensor]]
 
 
 class Loyalty(nn.Module):
@@ -21,46 +22,57 @@ class Loyalty(nn.Module):
     def __init__(self, values: list[float], learn: bool) -> None:
         super().__init__()
         start = torch.tensor(values)
+        self.is_infinite = [value == float("inf") for value in values]
         if learn:
             self.value = nn.Parameter(start)
         else:
             self.register_buffer("value", start, persistent=True)
         self.fixed = None if learn else values
 
-    def at(self, boundary: int) -> Tensor | float:
-        """Loyalty at one boundary, never negative."""
-        if self.fixed is not None:
-            return self.fixed[boundary]
-        return self.value[boundary].float().clamp(min=0)
+    def at_boundaries(self, device: torch.device) -> Tensor:
+        """(B + 1,) loyalties, never negative; an infinite one is 0 here (`read` knows it)."""
+        if self.fixed is None:
+            return self.value.float().clamp(min=0).nan_to_num(posinf=0.0)
+        finite = [0.0 if skip else s for s, skip in zip(self.fixed, self.is_infinite, strict=True)]
+        return torch.tensor(finite, device=device)
 
 
-def run_streams(model: "ManticoreModel", inputs: "Inputs", boundaries: list[Tensor] | None):
-    """Run all blocks; returns the final streams y_B of the active components."""
-    streams = model.enter_streams(inputs)
-    for block in range(model.config.num_blocks):
+def run_streams(
+    model: "ManticoreModel", inputs: "Inputs", boundaries: list[Tensor] | None
+) -> tuple[Streams, Weights]:
+    """Run all blocks; returns y_B of the active components, and the weights to read them with."""
+    streams, weights = model.enter_streams(inputs), reading_weights(model)
+    for block in range(model.num_blocks):
         _record(model, streams, boundaries)
         streams = {
-            k: model.run_block(k, block, read(model, block, k, streams), inputs)
+            k: model.run_block(k, block, read(model, block, k, streams, weights[block]), inputs)
             for k in model.rows.active(block)
         }
     _record(model, streams, boundaries)
-    return streams
+    return streams, weights[-1]
 
 
-def read(model: "ManticoreModel", boundary: int, target: int, streams: Streams) -> Tensor:
+def reading_weights(model: "ManticoreModel") -> list[Weights]:
+    """w_bkj of every boundary b as [b][k][j], each a tensor without dimensions.
+
+    All come from one small softmax, because a handful of operations for every read would be a
+    good part of the time of a decoded token.
+    """
+    rows = model.rows.log_boundary_rows()  # (B + 1, K)
+    count = rows.shape[1]
+    loyalty = model.loyalty.at_boundaries(rows.device)  # (B + 1,)
+    own = loyalty.unsqueeze(-1).expand_as(rows).diag_embed()  # (B + 1, K, K)
+    values = iter((rows.unsqueeze(1) + own).softmax(dim=-1).flatten().unbind())
+    return [[[next(values) for _ in range(count)] for _ in range(count)] for _ in range(len(rows))]
+
+
+def read(
+    model: "ManticoreModel", boundary: int, target: int, streams: Streams, weights: Weights
+) -> Tensor:
     """x_bk: what component `target` sees of all streams at a boundary, (batch, seq, d_target)."""
-    loyalty = model.loyalty.at(boundary)
-    if loyalty == float("inf") and target in streams:
+    if model.loyalty.is_infinite[boundary] and target in streams:
         return streams[target]
-    rows = model.rows
-    row = rows.log_embed_row() if boundary == 0 else rows.log_row(boundary - 1)
-    if target in streams and not isinstance(loyalty, float):
-        bonus = torch.zeros_like(row)
-        bonus[target] = 1.0
-        row = row + bonus * loyalty
-    elif target in streams and loyalty:
-        row = row + row.new_tensor([loyalty * (k == target) for k in range(len(row))])
-    return model.translators.gather(boundary, target, streams, row)
+    return model.translators.gather(boundary, target, streams, weights[target])
 
 
 def concatenate(model: "ManticoreModel", streams: Streams) -> Tensor:
@@ -68,7 +80,7 @@ def concatenate(model: "ManticoreModel", streams: Streams) -> Tensor:
     some = next(iter(streams.values()))
     parts = [
         streams[k] if k in streams else some.new_zeros(*some.shape[:-1], width)
-        for k, width in enumerate(model.config.widths)
+        for k, width in enumerate(model.widths)
     ]
     return torch.cat(parts, dim=-1)
 

@@ -37,7 +37,10 @@ __all__ = [
     "d_model",
     "embed_tokens",
     "enter",
+    "has_float32_logits",
+    "has_plain_logits",
     "has_position_table",
+    "is_plain_linear",
     "load_component",
     "max_positions",
     "n_layers",
@@ -160,6 +163,27 @@ def run_layers(
 def component_logits(config: PreTrainedConfig, head: nn.Module, hidden: Tensor) -> Tensor:
     """Logits (B, T, V) of final hidden states (B, T, d), as in the component's own model."""
     return check_supported(config).logits(head, hidden)
+
+
+def has_plain_logits(config: PreTrainedConfig, head: nn.Module) -> bool:
+    """Whether logits are `hidden @ head.weight.T` and nothing more (but for their dtype)."""
+    check_supported(config)
+    return is_plain_linear(head) and head.bias is None
+
+
+def has_float32_logits(config: PreTrainedConfig) -> bool:
+    """Whether the component's own model casts its logits to float32."""
+    return check_supported(config).is_recurrent
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether calling this module is nothing but its matrix and bias.
+
+    Not so with an adapter, quantized weights, a parametrization, or hooks (which may have to
+    bring the weights first).
+    """
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) is nn.Linear and not hooked
 
 
 def cache_layers(config: PreTrainedConfig) -> list[Any]:
