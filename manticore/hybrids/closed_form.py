@@ -68,10 +68,12 @@ def accumulate_grams(
     tokens = 0
     for batch in batches:
         ids, mask = batch["input_ids"], batch.get("attention_mask")
-        for boundary, z in enumerate(_streams_alone(backbone, ids, mask)):
-            # The product in float32 is exact enough; only the long sum needs float64.
-            grams[boundary] += (z.mT @ z).double().cpu()
-        tokens += ids.numel()
+        streams = _streams_alone(backbone, ids, mask)
+        for gram, z in zip(grams, streams, strict=True):
+            # Streams can lie far from zero for their spread, and a small ridge amplifies what
+            # float32 products would round away.
+            gram += (z.mT.double() @ z.double()).cpu()
+        tokens += len(streams[0])
     if tokens < size:
         raise ValueError(
             f"The closed-form start saw {tokens} tokens for {size} unknowns in each row. "
@@ -134,7 +136,7 @@ def _fit_shared(backbone: ManticoreModel, grams: list[Tensor], ridge: float) -> 
             linear = backbone.projectors.into(block, k)
             r2 = _solve_into(linear, grams[block], wanted_in, before, ridge)
             fits.append(Fit(boundary=block, source=-1, target=k, r2=r2))
-            wanted_out = (after - gate * _pad_rows(own, max(config.widths))) / (1 - gate)
+            wanted_out = (after - gate * _pad_rows(own, config.hidden_size)) / (1 - gate)
             linear = backbone.projectors.out_of(block, k)
             r2 = _solve_into(linear, grams[block + 1], wanted_out, own, ridge)
             fits.append(Fit(boundary=block + 1, source=k, target=-1, r2=r2))
@@ -149,7 +151,7 @@ def _common_spaces(
     The ends are given by the model (mixed embeddings; heads that read truncated streams); in
     between it is the first D principal components of all streams.
     """
-    config, width = backbone.config, max(backbone.config.widths)
+    config, width = backbone.config, backbone.config.hidden_size
     embed = backbone.rows.log_embed_row().exp().double()
     head = backbone.rows.log_head_row(0).exp().double()
     padded = [_pad_rows(selector, width) for selector in selectors]
@@ -165,7 +167,8 @@ def principal_components(gram: Tensor, count: int) -> Tensor:
     covariance = gram[:-1, :-1] / tokens - torch.outer(mean, mean)
     _, vectors = torch.linalg.eigh(covariance)  # ascending
     directions = vectors.flip(-1)[:, :count].T
-    return torch.cat([directions, -(directions @ mean).unsqueeze(-1)], dim=-1)
+    rows = torch.cat([directions, -(directions @ mean).unsqueeze(-1)], dim=-1)
+    return _pad_rows(rows, count)  # a pruned hybrid may have fewer directions
 
 
 def solve_ridge(

@@ -37,6 +37,8 @@ class ManticoreConfig(PreTrainedConfig):
             last one for the heads). `inf` means no cross-talk. Only for streams.
         learn_loyalty: make the loyalties parameters.
         router: add per-token head weights from the final streams. Only for streams.
+        shared_width: width D of the shared stream, default that of the widest component; a hybrid
+            that lost its widest component by pruning keeps the old one. Only for shared.
         vocab_size: rows of every table; default the smallest of the components.
         own_embed_mixture, own_head_mixture: embeddings or heads have mixture rows of their own.
         host: index of the component whose tokenizer and special tokens the hybrid uses.
@@ -55,6 +57,7 @@ class ManticoreConfig(PreTrainedConfig):
         loyalty: float | Sequence[float | str] | str = 2.0,
         learn_loyalty: bool = False,
         router: bool = True,
+        shared_width: int | None = None,
         vocab_size: int | None = None,
         own_embed_mixture: bool = False,
         own_head_mixture: bool = False,
@@ -76,6 +79,7 @@ class ManticoreConfig(PreTrainedConfig):
         self.loyalty = _loyalty_list(loyalty, num_blocks)
         self.learn_loyalty = learn_loyalty
         self.router = router
+        self.shared_width = shared_width
         self.own_embed_mixture = own_embed_mixture
         self.own_head_mixture = own_head_mixture
         self.host = host
@@ -120,7 +124,9 @@ class ManticoreConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Width D of the shared stream, or of all streams side by side."""
-        return max(self.widths) if self.mixing == "shared" else sum(self.widths)
+        if self.mixing == "shared":
+            return self.shared_width or max(self.widths)
+        return sum(self.widths)
 
     @property
     def num_hidden_layers(self) -> int:
@@ -138,6 +144,11 @@ class ManticoreConfig(PreTrainedConfig):
             )
         for index, (ranges, config) in enumerate(zip(self.partition, self.components, strict=True)):
             check_partition(ranges, config.num_hidden_layers, self.num_blocks, index)
+        if self.shared_width is not None and self.shared_width < max(self.widths):
+            raise ValueError(
+                f"shared_width={self.shared_width} is less than the widest component's "
+                f"{max(self.widths)}. Give at least that, or leave it out."
+            )
         if not 0 <= self.host < self.num_components:
             raise ValueError(f"host={self.host}: allowed are 0 to {self.num_components - 1}.")
 

@@ -81,11 +81,9 @@ def from_components(
         **label_options,
     )
     heads = [head for _, head in tables]
-    _mark_initialised([*bases, *heads])
+    mark_initialised([*bases, *heads])
     hybrid = cls(config, components=bases, heads=heads)
-    hybrid.to(dtype=bases[host].dtype)
-    _place_own_parts(hybrid, bases[host].device)
-    keep_mixture_in_float32(hybrid)
+    join_components(hybrid)
     generator = torch.Generator().manual_seed(seed)
     initialise(list(projector_maps(hybrid)), projectors, generator)
     if embeddings == "new":
@@ -110,6 +108,18 @@ def projector_maps(hybrid: Any) -> list[nn.Linear]:
     ]
 
 
+def join_components(hybrid: Any) -> None:
+    """Give the hybrid's own parts the dtype and device of its host; the mixture stays float32."""
+    host = hybrid.backbone.components[hybrid.config.host]
+    hybrid.to(dtype=host.dtype)
+    # Components come with their device, from `device_map` or a quantizer; the rest joins them.
+    parts = dict(hybrid.backbone.named_children()) | dict(hybrid.named_children())
+    for name, part in parts.items():
+        if name not in ("components", "heads", hybrid.base_model_prefix):
+            part.to(device=host.device)
+    keep_mixture_in_float32(hybrid)
+
+
 def keep_mixture_in_float32(hybrid: Any) -> None:
     """The mixture is a handful of numbers: half precision would only hurt it."""
     hybrid.backbone.rows.float()
@@ -131,14 +141,6 @@ def _check_no_empty_block(partition: list[list[list[int]]] | None) -> None:
                 f"partition gives component {k} no layers in block {empty[0]} ({ranges}). Give "
                 "every block at least one layer, or choose a smaller num_blocks."
             )
-
-
-def _place_own_parts(hybrid: Any, device: torch.device) -> None:
-    # Components come with their device, from `device_map` or a quantizer; the rest joins them.
-    parts = dict(hybrid.backbone.named_children()) | dict(hybrid.named_children())
-    for name, part in parts.items():
-        if name not in ("components", "heads", hybrid.base_model_prefix):
-            part.to(device=device)
 
 
 def _load_all(components: Sequence[Any], load_options: dict[str, Any]) -> list[PreTrainedModel]:
@@ -177,7 +179,8 @@ def _with_table(model: PreTrainedModel, table: nn.Embedding) -> PreTrainedModel:
     return view
 
 
-def _mark_initialised(modules: Sequence[nn.Module]) -> None:
+def mark_initialised(modules: Sequence[nn.Module]) -> None:
+    """Keep Hugging Face from drawing new weights for these modules and those inside them."""
     # Hugging Face initialises every module without this mark at the end of construction, and
     # tables that were just cut or transplanted do not have it.
     for module in modules:

@@ -78,7 +78,7 @@ class ManticoreModel(ManticorePreTrainedModel):
             if config.router and len(components) > 1:
                 self.router = Router(sum(config.widths), len(components))
         else:
-            self.projectors = SharedProjectors(config.num_blocks, config.widths)
+            self.projectors = SharedProjectors(config.num_blocks, config.widths, config.hidden_size)
         self._no_split_modules = sorted(
             {name for component in components for name in component._no_split_modules or []}
         )

@@ -78,16 +78,21 @@ class Translators(nn.Module):
 
 
 class SharedProjectors(nn.Module):
-    """In_bk and Out_bk of `mixing="shared"` (the paper): d_max -> d_k and d_k -> d_max."""
+    """In_bk and Out_bk of `mixing="shared"` (the paper): D -> d_k and d_k -> D.
 
-    def __init__(self, num_blocks: int, widths: Sequence[int]) -> None:
+    A component that is alone has its gate at 1 everywhere and gets none.
+    """
+
+    def __init__(self, num_blocks: int, widths: Sequence[int], shared_width: int) -> None:
         super().__init__()
-        d_max = max(widths)
+        widths = widths if len(widths) > 1 else []
         self.project_in = nn.ModuleList(
-            nn.ModuleList(nn.Linear(d_max, width) for width in widths) for _ in range(num_blocks)
+            nn.ModuleList(nn.Linear(shared_width, width) for width in widths)
+            for _ in range(num_blocks)
         )
         self.project_out = nn.ModuleList(
-            nn.ModuleList(nn.Linear(width, d_max) for width in widths) for _ in range(num_blocks)
+            nn.ModuleList(nn.Linear(width, shared_width) for width in widths)
+            for _ in range(num_blocks)
         )
 
     def into(self, block: int, component: int) -> nn.Linear:

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from manticore.hybrids.closed_form import fit_projectors
 from manticore.hybrids.configuration_manticore import ManticoreConfig
+from manticore.hybrids.construction import join_components, mark_initialised
 from manticore.models.shortening import keep_layers
 
 if TYPE_CHECKING:
@@ -38,12 +39,11 @@ def prune(
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold={threshold}: give a weight from 0 to below 1.")
-    rows = hybrid.backbone.rows
-    blocks = sparsify(rows.weights, threshold, one_hot)
-    embed = None if rows.embed is None else _one(rows.log_embed_row(), threshold, one_hot)
-    head = None if rows.head is None else _one(rows.log_head_row(0), threshold, one_hot)
     smaller = shallow_hybrid(hybrid)
-    smaller.set_mixture(blocks, embed=embed, head=head)
+    for log_rows in smaller.mixture_parameters():
+        # Rows are normalised when they are read, so those that lose nothing stay what they are.
+        kept = sparsify(log_rows.float().softmax(dim=-1), threshold, one_hot)
+        log_rows.masked_fill_(kept == 0, -torch.inf)
     if batches is not None:
         fit_projectors(smaller, batches)
     _remove_idle_layers(smaller)
@@ -65,10 +65,6 @@ def shallow_hybrid(hybrid: "ManticoreForCausalLM") -> "ManticoreForCausalLM":
     shared = {id(p): p for c in hybrid.model.components for p in [*c.parameters(), *c.buffers()]}
     shared |= {id(p): p for p in hybrid.heads.parameters()}
     return copy.deepcopy(hybrid, memo=dict(shared))
-
-
-def _one(log_row: Tensor, threshold: float, one_hot: bool) -> Tensor:
-    return sparsify(log_row.exp(), threshold, one_hot)
 
 
 def _remove_idle_layers(hybrid: "ManticoreForCausalLM") -> None:
@@ -108,15 +104,17 @@ def select_components(hybrid: "ManticoreForCausalLM", kept: list[int]) -> "Manti
         "partition": [old.partition[k] for k in kept],
         "host": kept.index(old.host) if old.host in kept else 0,
     }
+    if old.mixing == "shared" and len(kept) > 1:
+        settings["shared_width"] = old.hidden_size  # projectors use all of it
     config = ManticoreConfig(**settings)
     components = [hybrid.model.components[k] for k in kept]
-    smaller = type(hybrid)(config, components, [hybrid.heads[k] for k in kept])
-    smaller.to(dtype=hybrid.dtype)
-    smaller.set_mixture(
-        rows.weights[:, kept],
-        embed=None if rows.embed is None else rows.log_embed_row().exp()[kept],
-        head=None if rows.head is None else rows.log_head_row(0).exp()[kept],
-    )
+    heads = [hybrid.heads[k] for k in kept]
+    mark_initialised([*components, *heads])
+    smaller = type(hybrid)(config, components, heads)
+    join_components(smaller)
+    kept_rows = {name: row[..., kept] for name, row in rows.state_dict().items()}
+    smaller.model.rows.load_state_dict(kept_rows)
+    smaller.freeze_mixture(not rows.blocks.requires_grad)
     _copy_projectors(hybrid, smaller, kept)
     smaller.generation_config = copy.deepcopy(hybrid.generation_config)
     return smaller.train(hybrid.training)
@@ -135,7 +133,8 @@ def _copy_projectors(
     for name in ("project_in", "project_out"):
         for block, maps in enumerate(getattr(new.model.projectors, name)):
             for k, linear in enumerate(maps):
-                _copy_corner(getattr(old.model.projectors, name)[block][kept[k]], linear)
+                source = getattr(old.model.projectors, name)[block][kept[k]]
+                linear.load_state_dict(source.state_dict())
 
 
 def _copy_router(old: "ManticoreForCausalLM", new: "ManticoreForCausalLM", kept: list[int]) -> None:
@@ -145,10 +144,3 @@ def _copy_router(old: "ManticoreForCausalLM", new: "ManticoreForCausalLM", kept:
     chosen = torch.cat([columns[k] for k in kept])
     new.model.router.weight.copy_(old.model.router.weight[kept][:, chosen])
     new.model.router.bias.copy_(old.model.router.bias[kept])
-
-
-def _copy_corner(source: nn.Linear, target: nn.Linear) -> None:
-    # The shared stream shrinks with the widest component; its first coordinates stay.
-    out_width, in_width = target.weight.shape
-    target.weight.copy_(source.weight[:out_width, :in_width])
-    target.bias.copy_(source.bias[:out_width])

@@ -34,7 +34,7 @@ def run_shared(
 
 def _mix_embeddings(model: "ManticoreModel", inputs: "Inputs") -> Tensor:
     weights = model.rows.log_embed_row().exp()
-    width = max(model.config.widths)
+    width = model.config.hidden_size
     mixed: Any = None
     for k in model.rows.active_embed():
         embedded = model.embed_component(k, inputs)
@@ -74,7 +74,7 @@ def write_shared(
     model: "ManticoreModel", block: int, k: int, y: Tensor, gate: Tensor, alone: bool
 ) -> Tensor:
     """Component k's output in the shared space: (batch, seq, d_k) -> (batch, seq, D)."""
-    raw = pad_width(y, max(model.config.widths))
+    raw = pad_width(y, model.config.hidden_size)
     if alone:
         return raw
     return (1 - gate) * model.projectors.out_of(block, k)(y) + gate * raw
