@@ -29,6 +29,9 @@ from manticore.text.prepared import PreparedData
 from manticore.training import Trial, run_trials
 
 
+EXTENSIONS = 3  # how often a grid of learning rates may grow
+
+
 @dataclasses.dataclass
 class Experiment:
     """One hybrid recipe at work in one run folder."""
@@ -122,10 +125,24 @@ class Experiment:
         """Phase C: train every row; returns the chosen trial of each by row id."""
         if self.folder.is_done("finetune"):
             return self.folder.record("finetune")
+        rows = self.rows()
+        rates = {row.id: learning_rates(row, self.recipe) for row in rows}
+        results = self._train(rows, rates)
+        for _ in range(EXTENSIONS):
+            wider = widen(rates, results)
+            if wider == rates:
+                break
+            rates, results = wider, self._train(rows, wider)
+        chosen = choose(results)
+        self._keep_logs(chosen)
+        self.folder.finish("finetune", chosen)
+        return chosen
+
+    def _train(self, rows: list[Row], rates: dict[str, list[float]]) -> list[dict[str, Any]]:
         trials = [
             Trial(settings=self._trial(row, lr), name=f"{row.id} at {lr:g}")
-            for row in self.rows()
-            for lr in learning_rates(row, self.recipe)
+            for row in rows
+            for lr in rates[row.id]
         ]
         records = run_trials(
             trials,
@@ -134,10 +151,7 @@ class Experiment:
             folder=self.folder.path / "trials",
             progress=self.progress,
         )
-        chosen = choose([record["result"] for record in records])
-        self._keep_logs(chosen)
-        self.folder.finish("finetune", chosen)
-        return chosen
+        return [record["result"] for record in records]
 
     def _trial(self, row: Row, lr: float) -> dict[str, Any]:
         return {
@@ -167,6 +181,25 @@ def finish_mixture(found: dict[str, Any], settings: Any) -> dict[str, Any]:
             None if rows is None else sparsify(rows, settings.threshold, one_hot).tolist()
         )
     return finished
+
+
+def widen(rates: dict[str, list[float]], results: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Add a learning rate beyond the end of a row's grid where its best one lies at that end.
+
+    So every row is compared at a best rate with a worse one on either side. Rows with a single
+    rate keep it.
+    """
+    wider = {row_id: sorted(values) for row_id, values in rates.items()}
+    for row_id, values in wider.items():
+        if len(values) < 2:
+            continue
+        losses = {r["lr"]: r["loss"]["mean"] for r in results if r["id"] == row_id}
+        best = min(losses, key=lambda rate: losses[rate])
+        if best == values[0]:
+            wider[row_id] = [best * values[0] / values[1], *values]
+        elif best == values[-1]:
+            wider[row_id] = [*values, best * values[-1] / values[-2]]
+    return wider
 
 
 def choose(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
