@@ -28,7 +28,6 @@ from manticore.seeds import derive_seed
 from manticore.text.prepared import PreparedData
 from manticore.training import Trial, run_trials
 
-
 EXTENSIONS = 3  # how often a grid of learning rates may grow
 
 
