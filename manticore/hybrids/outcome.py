@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from manticore.config import to_plain
 from manticore.config.recipes import HybridRecipe
 from manticore.evaluation.language import ensemble_losses, losses_by_kind
 from manticore.hybrids.assembly import component_names
+from manticore.hybrids.card import write_card
 from manticore.hybrids.costs import cache_bytes_of, cost_of
 from manticore.hybrids.experiment import Experiment
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
@@ -188,7 +190,38 @@ def build_result(experiment: Experiment, command: str) -> dict[str, Any]:
         "samples": write_samples(experiment),
         "phases": _phases(experiment, found, rows, test_seconds),
     }
+    _complete_card(experiment, result)
     return result
+
+
+def _complete_card(experiment: Experiment, result: dict[str, Any]) -> None:
+    """The saved hybrid's card with recipe, data, licences and numbers."""
+    path = experiment.folder.path / "model"
+    hybrid = ManticoreForCausalLM.from_pretrained(path)
+    write_card(
+        path,
+        hybrid,
+        name=experiment.recipe.name,
+        component_licenses=[c.licence.lower() or None for c in experiment.recipe.components],
+        recipe=to_plain(experiment.recipe),
+        data=[_card_data(kind, record) for kind, record in experiment.data.record.items()],
+        results=[_card_row(row, result["kinds"]) for row in result["rows"]],
+    )
+
+
+def _card_data(kind: str, record: dict[str, Any]) -> dict[str, str]:
+    hashes = ", ".join(f"{name}: {digest}" for name, digest in record["sha256"].items())
+    return {
+        "kind": kind,
+        "licence": record["licence"] or "unknown",
+        "tokens": f"{record['tokens']:,}",
+        "sha256": hashes or "on the hub",
+    }
+
+
+def _card_row(row: dict[str, Any], kinds: list[str]) -> dict[str, str]:
+    losses = {kind: f"{row['loss'][kind]:.3f}" for kind in ("mean", *kinds)}
+    return {"model": row["label"], **losses, "tokens": f"{row['tokens']:,}"}
 
 
 def describe_hybrid(experiment: Experiment) -> dict[str, Any]:
