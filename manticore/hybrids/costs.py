@@ -218,7 +218,9 @@ def _used_translators(config: ManticoreConfig, active: Active) -> Iterator[tuple
 
 def _all_maps(config: ManticoreConfig) -> Iterator[tuple[int, int]]:
     if config.mixing == "shared":
-        pairs = [(config.hidden_size, width) for width in config.widths]
+        # A component alone has none.
+        widths = config.widths if config.num_components > 1 else []
+        pairs = [(config.hidden_size, width) for width in widths]
         for _ in range(config.num_blocks):
             yield from [*pairs, *[(out, into) for into, out in pairs]]
         return
