@@ -43,7 +43,7 @@ def train_row(settings: dict[str, Any]) -> dict[str, Any]:
     """
     recipe = from_plain(HybridRecipe, settings["recipe"], source="the trial's recipe")
     row, run, base = settings["row"], Path(settings["run"]), Path(settings["base"])
-    name = f"rows/{row['id']}-lr{row['lr']:g}"
+    name = row_folder(row)
     folder = RunFolder(run / name)
     folder.path.mkdir(parents=True, exist_ok=True)
     data = prepared(recipe, base)
@@ -86,13 +86,19 @@ def row_model(recipe: HybridRecipe, row: dict[str, Any], base: Path, run: Path) 
         plain = to_plain(recipe)
         source = f"variant {row['id']}"
         recipe = from_plain(HybridRecipe, plain, source=source, overrides=row["overrides"])
-        hybrid, _ = assembled(recipe, base, run / f"rows/{row['id']}")
+        # A folder for each rate: trials of one variant may run side by side.
+        hybrid, _ = assembled(recipe, base, run / row_folder(row))
     else:
         hybrid = load_start(run / "start", row["loyalty"])
     if row["mixture"] is not None:
         set_mixture(hybrid, row["mixture"])
     hybrid.freeze_mixture()
     return hybrid
+
+
+def row_folder(row: dict[str, Any]) -> str:
+    """Where a row at one learning rate is trained, within the run."""
+    return f"rows/{row['id']}-lr{row['lr']:g}"
 
 
 def assembled(
