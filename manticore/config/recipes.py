@@ -24,6 +24,8 @@ class SourceConfig:
     """JSON, Parquet: rows with the same value here stay in one split."""
     split: str | None = None
     """Data sets with splits of their own: the one to read."""
+    region_chars: int = 12000
+    """Plain text: neighbours within so many characters stay in one split."""
     limit: int | None = None
     """Read at most so many documents."""
     weight: float = 1.0

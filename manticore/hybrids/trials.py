@@ -25,6 +25,7 @@ from manticore.hybrids.assembly import (
 )
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 from manticore.hybrids.rows import training_flops
+from manticore.hybrids.vocabulary import align_vocabulary
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
@@ -79,9 +80,7 @@ def trained_row(
 def row_model(recipe: HybridRecipe, row: dict[str, Any], base: Path, run: Path) -> PreTrainedModel:
     """A row's model before its training."""
     if row["component"] is not None:
-        model = load_components(recipe, base)[row["component"]]
-        bind_fast_paths(model.base_model)
-        return model
+        return component_alone(recipe, row["component"], base)
     if row["overrides"]:
         plain = to_plain(recipe)
         source = f"variant {row['id']}"
@@ -94,6 +93,25 @@ def row_model(recipe: HybridRecipe, row: dict[str, Any], base: Path, run: Path) 
         set_mixture(hybrid, row["mixture"])
     hybrid.freeze_mixture()
     return hybrid
+
+
+def component_alone(recipe: HybridRecipe, index: int, base: Path) -> PreTrainedModel:
+    """One component, reading the hybrid's token ids.
+
+    A component with a tokenizer of its own gets the tables that it has in the hybrid, so that
+    every row of the table predicts the same tokens.
+    """
+    models = load_components(recipe, base)
+    model = models[index]
+    _, tokenizers = load_tokenizers(recipe, base)
+    if tokenizers is not None:
+        tables, report = align_vocabulary(models, tokenizers, recipe.hybrid.host)
+        embed, head = tables[index]
+        model.set_input_embeddings(embed)
+        model.set_output_embeddings(head)
+        model.config.vocab_size = report.vocab_size
+    bind_fast_paths(model.base_model)
+    return model
 
 
 def row_folder(row: dict[str, Any]) -> str:

@@ -114,6 +114,7 @@ def _split_source(
         group_field=source.group_field,
         split=source.split,
         limit=source.limit,
+        region_chars=source.region_chars,
     )
     return split_documents(documents, fractions, seed=seed)
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from manticore.hybrids.closed_form import fit_projectors, principal_components
 from tests.hybrids.pairs import build, ids_for, member, members, one_hot, padded, random_rows
 
-STORIES = Path(__file__).parents[1] / "data" / "stories260k"
+STORIES = Path(__file__).parents[2] / "recipes" / "zoo" / "stories260k"
 CLOSE = 1e-5
 PARTITION = [[[0, 1], [1, 4]], [[0, 2], [2, 5]]]
 ROWS = [ids_for(1, length, seed=length)[0] for length in (40, 55, 31, 47)]

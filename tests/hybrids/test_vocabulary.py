@@ -18,7 +18,7 @@ from tests.hybrids.pairs import build, largest_difference, member, one_hot, relo
 from tests.models.tiny import tiny
 
 ROOT = Path(__file__).parents[2]
-STORIES = ROOT / "tests" / "data" / "stories260k"
+STORIES = ROOT / "recipes" / "zoo" / "stories260k"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from manticore.text.tokenizers import load_tokenizer, train_bpe
 SHARED = os.environ.get("MANTICORE_SHARED_DATA")
 TEXTS = [f"Document {n} is {'very ' * (n % 5)}short.\n\n  Café №{n}." for n in range(50)]
 WIDTHS = "\x7f\x80\u07ff\u0800\uffff\U00010000\U0010ffff"  # the edges of UTF-8's lengths
-STORIES = Path(__file__).parents[1] / "data" / "stories260k"
+STORIES = Path(__file__).parents[2] / "recipes" / "zoo" / "stories260k"
 
 
 def documents(texts):
