@@ -59,6 +59,12 @@ class Mixture(nn.Module):
         before = self.blocks[:1] if self.embed is None else self.embed.unsqueeze(0)
         return torch.cat([before, self.blocks]).float().log_softmax(dim=-1)
 
+    @property
+    def is_path(self) -> bool:
+        """Whether embeddings and every block use one component each."""
+        blocks = self._active("blocks", self.blocks)
+        return all(len(active) == 1 for active in [self.active_embed(), *blocks])
+
     def active_embed(self) -> list[int]:
         """Components whose embeddings have a weight that is not exactly zero."""
         return self.active(0) if self.embed is None else self._active("embed", self.embed)[0]

@@ -153,9 +153,16 @@ class ManticoreModel(ManticorePreTrainedModel):
         """Whether this is the first block that component k runs."""
         return all(k not in self.rows.active(earlier) for earlier in range(block))
 
-    def run_block(self, k: int, block: int, hidden: Tensor, inputs: Inputs) -> Tensor:
-        """Block_bk: (batch, seq, d_k) -> (batch, seq, d_k), cache of these layers updated."""
-        first, last = self.config.partition[k][block]
+    def run_block(
+        self, k: int, block: int, hidden: Tensor, inputs: Inputs, end: int | None = None
+    ) -> Tensor:
+        """Block_bk: (batch, seq, d_k) -> (batch, seq, d_k), cache of these layers updated.
+
+        Args:
+            end: run all blocks up to this one (not included) as one; default: only `block`.
+        """
+        final = block if end is None else end - 1
+        first, last = self.config.partition[k][block][0], self.config.partition[k][final][1]
         cache = None if inputs.cache is None else inputs.cache.stage(k, first, last)
         return pretrained.run_layers(
             self.components[k],
@@ -165,7 +172,7 @@ class ManticoreModel(ManticorePreTrainedModel):
             attention_mask=inputs.attention_mask,
             position_ids=inputs.position_ids,
             cache=cache,
-            final_norm=block == self.num_blocks - 1,
+            final_norm=final == self.num_blocks - 1,
         )
 
     def _inputs(

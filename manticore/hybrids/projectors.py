@@ -50,13 +50,17 @@ class Translators(nn.Module):
 
         Args:
             streams: component -> (batch, seq, d_component), the active ones.
-            weights: w_bkj of all K components; those of the active ones sum to 1.
+            weights: w_bkj of all K components; those of the active ones sum to 1. Empty on a
+                path without gradients (`reading_weights`).
 
         Returns:
             (batch, seq, d_target).
         """
         if list(streams) == [target]:
             return streams[target]
+        if not weights:  # a path: one stream, and its weight is 1
+            ((source, stream),) = streams.items()
+            return self.at(boundary, source, target)(stream)
         mixed = None
         for source, stream in streams.items():
             mixed = self._add(mixed, weights[source], boundary, source, target, stream)

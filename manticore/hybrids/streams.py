@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from manticore.hybrids.modeling_backbone import Inputs, ManticoreModel
 
 Streams = dict[int, Tensor]
-Weights = list[list[Tensor]]
+Weights = list[list[Tensor]]  # [k][j]: how much component k reads of stream j
 
 
 class Loyalty(nn.Module):
@@ -41,23 +41,36 @@ def run_streams(
     model: "ManticoreModel", inputs: "Inputs", boundaries: list[Tensor] | None
 ) -> tuple[Streams, Weights]:
     """Run all blocks; returns y_B of the active components, and the weights to read them with."""
-    streams, weights = model.enter_streams(inputs), reading_weights(model)
-    for block in range(model.num_blocks):
+    streams, weights, block = model.enter_streams(inputs), reading_weights(model), 0
+    while block < model.num_blocks:
         _record(model, streams, boundaries)
-        streams = {
-            k: model.run_block(k, block, read(model, block, k, streams, weights[block]), inputs)
-            for k in model.rows.active(block)
+        end = block + 1 if boundaries is not None else end_of_path(model, block)
+        reads = {
+            k: read(model, block, k, streams, weights[block]) for k in model.rows.active(block)
         }
+        streams = {k: model.run_block(k, block, x, inputs, end) for k, x in reads.items()}
+        block = end
     _record(model, streams, boundaries)
     return streams, weights[-1]
+
+
+def end_of_path(model: "ManticoreModel", block: int) -> int:
+    """The block up to which the same component is alone, so that its layers are one range."""
+    active, end = model.rows.active(block), block + 1
+    while len(active) == 1 and end < model.num_blocks and model.rows.active(end) == active:
+        end += 1
+    return end
 
 
 def reading_weights(model: "ManticoreModel") -> list[Weights]:
     """w_bkj of every boundary b as [b][k][j], each a tensor without dimensions.
 
     All come from one small softmax, because a handful of operations for every read would be a
-    good part of the time of a decoded token.
+    good part of the time of a decoded token. On a path all are 1, and where no gradient asks for
+    them there are none.
     """
+    if model.rows.is_path and not torch.is_grad_enabled():
+        return [[[]] * len(model.widths)] * (model.num_blocks + 1)
     rows = model.rows.log_boundary_rows()  # (B + 1, K)
     count = rows.shape[1]
     loyalty = model.loyalty.at_boundaries(rows.device)  # (B + 1,)
