@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore.cli.options import overrides_of
+from manticore.cli.stages import STAGES, mixture_lines
 from manticore.config import dump_yaml, find_recipe, load_recipe, to_plain
 from manticore.config.recipes import HybridRecipe
 from manticore.reports import text_table, write_report
@@ -47,18 +48,29 @@ def run_once(
     finished = folder.result()
     if finished is not None:
         return finished
-    for title, phase in (
-        ("A  projectors", experiment.projectors),
-        ("B  search", experiment.search),
-        ("C  fine-tuning", experiment.finetune),
-    ):
-        _say(args, f"{title} ...")
-        phase()
+    for stage, (title, _) in STAGES.items():
+        _say(args, f"{title} {'finished earlier' if folder.is_done(stage) else '...'}")
+        getattr(experiment, stage)()
+        _say(args, "\n".join(f"   {line}" for line in stage_lines(experiment, stage)))
     _say(args, "D  test, samples, report ...")
     result = build_result(experiment, command)
     result["goals"] = judge(result["rows"], result["kinds"])
     folder.write_result(result)
     return result
+
+
+def stage_lines(experiment: Any, stage: str) -> list[str]:
+    """What a person wants to know after a stage."""
+    from manticore.cli.build import describe_start
+    from manticore.cli.finetune import validation_table
+    from manticore.hybrids.assembly import component_names
+
+    if stage == "projectors":
+        return describe_start(experiment)
+    if stage == "search":
+        names = component_names(experiment.recipe)
+        return mixture_lines(experiment.search()["finished"], names)
+    return validation_table(experiment.finetune())
 
 
 def open_experiment(recipe: HybridRecipe, base: Path, out: Path, args: argparse.Namespace) -> Any:
