@@ -42,6 +42,7 @@ def run_once(
     """All phases of one seed; a finished run is read back."""
     from manticore.hybrids.goals import judge
     from manticore.hybrids.outcome import build_result
+    from manticore.training.events import write_events
 
     folder = RunFolder(out)
     experiment = open_experiment(recipe, base, out, args)
@@ -55,6 +56,7 @@ def run_once(
     _say(args, "D  test, samples, report ...")
     result = build_result(experiment, command)
     result["goals"] = judge(result["rows"], result["kinds"])
+    write_events(folder.metrics(), folder.path / "tensorboard")
     folder.write_result(result)
     return result
 
