@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def run_once(
     for stage, (title, _) in STAGES.items():
         _say(args, f"{title} {'finished earlier' if folder.is_done(stage) else '...'}")
         getattr(experiment, stage)()
-        _say(args, "\n".join(f"   {line}" for line in stage_lines(experiment, stage)))
+        _say(args, textwrap.indent("\n".join(stage_lines(experiment, stage)), "   "))
     _say(args, "D  test, samples, report ...")
     result = build_result(experiment, command)
     result["goals"] = judge(result["rows"], result["kinds"])
