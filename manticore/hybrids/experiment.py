@@ -185,12 +185,12 @@ def finish_mixture(found: dict[str, Any], settings: Any) -> dict[str, Any]:
 def widen(rates: dict[str, list[float]], results: list[dict[str, Any]]) -> dict[str, list[float]]:
     """Add a learning rate beyond the end of a row's grid where its best one lies at that end.
 
-    So every row is compared at a best rate with a worse one on either side. Rows with a single
-    rate keep it.
+    So every row is compared at a best rate with a worse one on either side. Rows with one or two
+    rates keep them: of two, the better one is always at an end.
     """
     wider = {row_id: sorted(values) for row_id, values in rates.items()}
     for row_id, values in wider.items():
-        if len(values) < 2:
+        if len(values) < 3:
             continue
         losses = {r["lr"]: r["loss"]["mean"] for r in results if r["id"] == row_id}
         best = min(losses, key=lambda rate: losses[rate])
