@@ -69,9 +69,10 @@ def _texts_in_source(cls: type) -> dict[str, str]:
     body = tree.body if isinstance(tree, ast.ClassDef) else []
     texts = {}
     for field, text in pairwise(body):
-        is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if is_field and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            texts[field.target.id] = inspect.cleandoc(str(text.value.value))  # type: ignore
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            texts[field.target.id] = inspect.cleandoc(str(text.value.value))
     return texts
 
 

@@ -136,7 +136,7 @@ def answer_trial(function: Worker, settings: dict[str, Any]) -> dict[str, Any]:
             raise TypeError(f"a worker returns a dict, not {type(result).__name__}")
     except (ValueError, OSError) as error:  # of the user's making: the message is enough
         return {"error": traceback.format_exc(), "message": str(error)}
-    except Exception:
+    except Exception:  # whatever it is, the other trials go on and this one is reported at the end
         return {"error": traceback.format_exc()}
     return {"result": result, "seconds": time.perf_counter() - started}
 

@@ -145,5 +145,5 @@ def test_snippet_of_the_card_runs(hybrid: ManticoreForCausalLM, tmp_path: Path) 
     card = model_card(hybrid, name=str(tmp_path))
     code = card.split("```python\n")[1].split("```")[0]
     scope: dict = {}
-    exec(code.split("tokenizer =")[0], scope)
+    exec(code.split("tokenizer =")[0], scope)  # our own text: the card promises that it runs
     assert type(scope["model"]) is ManticoreForCausalLM
