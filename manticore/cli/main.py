@@ -85,9 +85,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"manticore {__version__}")
         return 0
     words = [word for word in words if word != "--debug"]
-    if not words or words[0] not in VERBS:
-        return _complain(_unknown_verb(words[0] if words else "--debug"))
-    return _guarded(words[0], words[1:], is_debug)
+    name, rest = _split_verb(words)
+    if name in VERBS:
+        return _guarded(name, rest, is_debug)
+    if any(verb.startswith(f"{name} ") for verb in VERBS):
+        return _run_family(name, rest)
+    return _complain(_unknown_verb(name or "--debug"))
+
+
+def _run_family(family: str, rest: list[str]) -> int:
+    """Answer the first word of a two-word verb whose second word is missing or unknown."""
+    if rest and rest[0] not in ("-h", "--help", "help"):
+        return _complain(_unknown_verb(f"{family} {rest[0]}"))
+    print(_family_overview(family))
+    return 0 if rest else _EXIT_BAD_INPUT
+
+
+def _split_verb(words: list[str]) -> tuple[str, list[str]]:
+    """Return the verb, of one word (`run`) or two (`mad run`), and the words after it."""
+    if " ".join(words[:2]) in VERBS:
+        return " ".join(words[:2]), words[2:]
+    return " ".join(words[:1]), words[1:]
 
 
 def verb_parser(name: str) -> tuple[argparse.ArgumentParser, ModuleType]:
@@ -152,6 +170,14 @@ def _unknown_verb(given: str) -> str:
     return f"Unknown verb '{given}'.{hint} Known: {', '.join(VERBS)}."
 
 
+def _family_overview(family: str) -> str:
+    """Return the verbs that share a first word."""
+    verbs = {name: verb for name, verb in VERBS.items() if name.startswith(f"{family} ")}
+    lines = [f"usage: manticore {family} VERB ...", ""]
+    lines += [f"  {name:14} {verb.help}" for name, verb in verbs.items()]
+    return "\n".join([*lines, "", f"manticore {family} VERB --help   shows a command that works"])
+
+
 def _overview() -> str:
     lines = [
         "usage: manticore VERB ...",
@@ -162,7 +188,7 @@ def _overview() -> str:
         verbs = {name: verb for name, verb in VERBS.items() if verb.group == group}
         if verbs:
             lines += ["", f"{title}:"]
-            lines += [f"  {name:10} {verb.help}" for name, verb in verbs.items()]
+            lines += [f"  {name:14} {verb.help}" for name, verb in verbs.items()]
     lines += [
         "",
         "manticore VERB --help   shows a command that works",

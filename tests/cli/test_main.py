@@ -57,6 +57,23 @@ def test_an_unknown_verb_is_answered_with_a_suggestion(capsys):
     assert "Unknown verb 'reprot'. Did you mean 'report'? Known: " in capsys.readouterr().err
 
 
+def test_a_verb_of_two_words_is_found_and_its_first_word_lists_its_family(monkeypatch, capsys):
+    called = []
+    module = types.ModuleType("toy_verb", "Toys.\n\nExample:\n    manticore toy play")
+    module.add_arguments = lambda parser: parser.add_argument("what")
+    module.run = lambda args: called.append(args.what) or 0
+    monkeypatch.setitem(sys.modules, "toy_verb", module)
+    verb = Verb(module="toy_verb", group="look", help="play with a toy")
+    monkeypatch.setitem(VERBS, "toy play", verb)
+    assert main(["toy", "play", "ball"]) == 0
+    assert called == ["ball"]
+    assert main(["toy", "--help"]) == 0
+    assert "play with a toy" in capsys.readouterr().out
+    assert main(["toy"]) == 2
+    assert main(["toy", "pley"]) == 2
+    assert "Unknown verb 'toy pley'. Did you mean 'toy play'?" in capsys.readouterr().err
+
+
 def test_no_verb_at_all_shows_the_verbs_and_fails(capsys):
     assert main([]) == 2
     assert "usage: manticore VERB" in capsys.readouterr().out
