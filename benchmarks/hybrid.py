@@ -102,21 +102,34 @@ def decode(sizes: Sizes, pair: Pair, mixing: str, num_blocks: int, context: int)
 
     `in_turn` is both components in one loop, a token of one and a token of the other, as an
     ensemble decodes: like the hybrid it cannot keep one component's weights in the processor's
-    caches from token to token.
+    caches from token to token. `mamba_as_loaded` is the Mamba as transformers runs it, without
+    the scan that a hybrid binds to it.
     """
     components, hybrid = build_components(pair), build_hybrid(pair, num_blocks, mixing)
     works = {name: ([model], context) for name, model in zip(NAMES, components, strict=True)}
     works |= {"in_turn": (components, context), "hybrid": ([hybrid], context)}
+    works["mamba_as_loaded"] = ([without_fast_paths(components[1])], context)
     rounds = _decode_rounds(sizes, works)
     return {
         "mixing": mixing,
         "num_blocks": num_blocks,
         "context": context,
         **rounds.row("hybrid", *NAMES, tokens=sizes.new_tokens),
+        "mamba_as_loaded_seconds": rounds.best("mamba_as_loaded") / sizes.new_tokens,
+        "ratio_to_as_loaded": rounds.ratio("hybrid", NAMES[0], "mamba_as_loaded"),
         "in_turn_seconds": rounds.best("in_turn") / sizes.new_tokens,
         "in_turn_ratio": rounds.ratio("in_turn", *NAMES),
         "ratio_to_in_turn": rounds.ratio("hybrid", "in_turn"),
     }
+
+
+def without_fast_paths(model: nn.Module) -> nn.Module:
+    """A copy that runs transformers' own code."""
+    from manticore.models.fast_paths import unbind_fast_paths
+
+    plain = copy.deepcopy(model)
+    unbind_fast_paths(plain)
+    return plain
 
 
 def decode_growth(sizes: Sizes) -> dict[str, Any]:
@@ -150,22 +163,26 @@ def decode_growth(sizes: Sizes) -> dict[str, Any]:
 
 
 def idle_branch(sizes: Sizes, k: int) -> dict[str, Any]:
-    """A hybrid with all weight on component k against that component: forward and decode."""
+    """All weight on component k: against the component, and a hybrid that has no other branch."""
     component = build_components(sizes.pair)[k]
     hybrid = build_hybrid(sizes.pair, 2, "streams")
     hybrid.set_mixture(torch.eye(len(NAMES))[[k, k]])
-    ids, models = random_ids(sizes.pair), {"hybrid": hybrid, NAMES[k]: component}
-    context = sizes.contexts[0]
+    models = {"hybrid": hybrid, NAMES[k]: component, "without_branch": hybrid.prune()}
+    ids, context = random_ids(sizes.pair), sizes.contexts[0]
     with torch.no_grad():
         works = {n: partial(m, input_ids=ids, use_cache=False) for n, m in models.items()}
         forward = Rounds(works, sizes.training_rounds)
     decoding = _decode_rounds(sizes, {name: ([model], context) for name, model in models.items()})
     return {
         "component": NAMES[k],
-        "forward": forward.row("hybrid", NAMES[k]),
+        "forward": {
+            **forward.row("hybrid", NAMES[k]),
+            "ratio_to_without_branch": forward.ratio("hybrid", "without_branch"),
+        },
         "decode": {
             "context": context,
             **decoding.row("hybrid", NAMES[k], tokens=sizes.new_tokens),
+            "ratio_to_without_branch": decoding.ratio("hybrid", "without_branch"),
         },
     }
 

@@ -21,11 +21,16 @@ class ManticoreCache(Cache):
         self.component_layers = [cache_layers(config) for config in component_configs]
         super().__init__(layers=[layer for layers in self.component_layers for layer in layers])
         self.seen_tokens = 0
+        self._stages: dict[tuple[int, int, int], StageCache] = {}
 
     def stage(self, component: int, first: int, last: int) -> StageCache:
         """The view of one component's layers `first`..`last - 1`."""
-        layers = self.component_layers[component][first:last]
-        return StageCache(layers, first, self.seen_tokens)
+        key = (component, first, last)
+        if key not in self._stages:
+            layers = self.component_layers[component][first:last]
+            self._stages[key] = StageCache(layers, first, self.seen_tokens)
+        self._stages[key].seen_tokens = self.seen_tokens
+        return self._stages[key]
 
     def advance(self, num_tokens: int) -> None:
         """Count the tokens of a forward pass, after its last block."""

@@ -1,10 +1,13 @@
 """The mixture: how much of each component every block uses, as rows of the simplex."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from manticore.hybrids.remembered import Remembered
 
 # Rows may come from a file or from arithmetic in float32: this much is rounding, not a mistake.
 ROW_SUM_TOLERANCE = 1e-4
@@ -32,7 +35,7 @@ class Mixture(nn.Module):
             self.embed = nn.Parameter(torch.full((num_components,), uniform))  # (K,)
         if own_head:
             self.head = nn.Parameter(torch.full((num_components,), uniform))  # (K,)
-        self._seen: dict[str, tuple[tuple[Tensor, int, int], list[list[int]]]] = {}
+        self._seen: dict[str, Remembered[list[list[int]]]] = defaultdict(Remembered)
 
     @property
     def weights(self) -> Tensor:
@@ -58,6 +61,10 @@ class Mixture(nn.Module):
         """
         before = self.blocks[:1] if self.embed is None else self.embed.unsqueeze(0)
         return torch.cat([before, self.blocks]).float().log_softmax(dim=-1)
+
+    def row_parameters(self) -> list[Tensor]:
+        """The log weights that `log_boundary_rows` reads."""
+        return [self.blocks] if self.embed is None else [self.embed, self.blocks]
 
     @property
     def is_path(self) -> bool:
@@ -98,18 +105,8 @@ class Mixture(nn.Module):
         return old
 
     def _active(self, name: str, parameter: Tensor) -> list[list[int]]:
-        # Reading values off a GPU waits for it, so remember the answer until the tensor changes.
-        # The tensor is remembered too: another one may come to lie at the address of a freed one.
-        if parameter.is_inference():  # keeps no count of its changes
-            return _nonzero(parameter)
-        key = (parameter, parameter.data_ptr(), parameter._version)
-        seen = self._seen.get(name)
-        if seen is None or seen[0][0] is not parameter or seen[0][1:] != key[1:]:
-            seen = self._seen[name] = (key, _nonzero(parameter))
-        return seen[1]
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_seen": {}}
+        # A GPU is read once for each change of the tensor.
+        return self._seen[name].get([parameter], lambda: _nonzero(parameter))
 
     def extra_repr(self) -> str:
         return f"num_blocks={self.blocks.shape[0]}, num_components={self.blocks.shape[1]}"

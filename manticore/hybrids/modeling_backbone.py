@@ -1,7 +1,7 @@
 """The hybrid's backbone: components, mixture, translators, and their forward pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.mixture import Mixture
 from manticore.hybrids.modeling_base import ManticorePreTrainedModel, Router, has_attention
 from manticore.hybrids.projectors import SharedProjectors, Translators
+from manticore.hybrids.remembered import Remembered
 from manticore.hybrids.shared import run_shared
-from manticore.hybrids.streams import Loyalty, concatenate, run_streams
-from manticore.models import pretrained
+from manticore.hybrids.streams import Loyalty, Weights, concatenate, run_streams
+from manticore.models import pretrained, token_step
 from manticore.models.fast_paths import bind_fast_paths
 
 
@@ -29,6 +30,10 @@ class Inputs:
     attention_mask: Tensor | None  # (batch, past + seq)
     position_ids: Tensor  # (batch, seq)
     cache: ManticoreCache | None
+    is_plain_token: bool = False
+    """One new token for each sequence, no padding, no gradients: see `token_step`."""
+    rotary: dict[int, token_step.Rotary | None] = field(default_factory=dict)
+    """Rotary tables of the components that have been asked for one."""
 
 
 @dataclass
@@ -66,13 +71,19 @@ class ManticoreModel(ManticorePreTrainedModel):
         if components is None:
             components = [build_component(sub_config) for sub_config in config.components]
         self.components = nn.ModuleList(components)
+        # Read at every token, and reading a config takes its time.
         self.num_blocks, self.widths = config.num_blocks, config.widths
+        self.mixing, self.partition = config.mixing, config.partition
+        self.with_tables = [
+            k for k, part in enumerate(config.components) if pretrained.has_position_table(part)
+        ]
         self.fast_paths = [bind_fast_paths(component) for component in components]
         self.rows = Mixture(
             config.num_blocks, len(components), config.own_embed_mixture, config.own_head_mixture
         )
         if config.mixing == "streams":
             self.translators = Translators(config.num_blocks, config.widths)
+            self.remembered_weights: Remembered[list[Weights]] = Remembered()
             self.loyalty = Loyalty(config.loyalty_values(), config.learn_loyalty)
             self.router = None
             if config.router and len(components) > 1:
@@ -111,7 +122,7 @@ class ManticoreModel(ManticorePreTrainedModel):
         )
         boundaries: list[Tensor] | None = [] if output_hidden_states else None
         streams = weights = None
-        if self.config.mixing == "streams":
+        if self.mixing == "streams":
             streams, weights = run_streams(self, inputs, boundaries)
             last = concatenate(self, streams)
         else:
@@ -162,17 +173,32 @@ class ManticoreModel(ManticorePreTrainedModel):
             end: run all blocks up to this one (not included) as one; default: only `block`.
         """
         final = block if end is None else end - 1
-        first, last = self.config.partition[k][block][0], self.config.partition[k][final][1]
+        first, last = self.partition[k][block][0], self.partition[k][final][1]
         cache = None if inputs.cache is None else inputs.cache.stage(k, first, last)
+        component, final_norm = self.components[k], final == self.num_blocks - 1
+        if inputs.is_plain_token and cache is not None and token_step.takes_token(component):
+            if k not in inputs.rotary:
+                table = token_step.rotary_table(component, hidden, inputs.position_ids)
+                inputs.rotary[k] = table
+            return token_step.run_token(
+                component,
+                hidden,
+                first,
+                last,
+                position_ids=inputs.position_ids,
+                cache=cache,
+                rotary=inputs.rotary[k],
+                final_norm=final_norm,
+            )
         return pretrained.run_layers(
-            self.components[k],
+            component,
             hidden,
             first,
             last,
             attention_mask=inputs.attention_mask,
             position_ids=inputs.position_ids,
             cache=cache,
-            final_norm=final == self.num_blocks - 1,
+            final_norm=final_norm,
         )
 
     def _inputs(
@@ -194,26 +220,29 @@ class ManticoreModel(ManticorePreTrainedModel):
         if use_cache and cache is None:
             cache = ManticoreCache(self.config.components)
         seen = 0 if cache is None else cache.seen_tokens
-        if position_ids is None:
-            position_ids = count_positions(attention_mask, given.shape[1], seen, given.device)
         self._check(given, attention_mask, seen)
+        is_plain = token_step.is_plain_token(given, attention_mask)
+        if position_ids is None:
+            mask = None if is_plain else attention_mask
+            position_ids = count_positions(mask, given.shape[1], seen, given.device)
         return Inputs(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             cache=cache,
+            is_plain_token=is_plain,
         )
 
     def _entering(self) -> list[int]:
         """Components that `enter_component` is called for."""
-        if self.config.mixing == "streams":
+        if self.mixing == "streams":
             return self.rows.active_embed()
-        return sorted({k for b in range(self.config.num_blocks) for k in self.rows.active(b)})
+        return sorted({k for b in range(self.num_blocks) for k in self.rows.active(b)})
 
     def _check(self, given: Tensor, attention_mask: Tensor | None, seen: int) -> None:
         length = seen + given.shape[1]
-        for k in self._entering():
+        for k in self.with_tables and self._entering():
             pretrained.check_length(self.config.components[k], length)
         if attention_mask is not None and tuple(attention_mask.shape) != (given.shape[0], length):
             raise ValueError(

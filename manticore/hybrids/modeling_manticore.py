@@ -110,28 +110,28 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
 
     def mix_heads(self, output: ManticoreModelOutput, keep: slice | Tensor) -> Tensor:
         """Logits of the hybrid at the kept positions: (batch, kept, vocab_size)."""
-        model, config = self.model, self.config
-        tied_block = config.num_blocks - 1 if config.mixing == "streams" else 0
+        model = self.model
+        tied_block = model.num_blocks - 1 if model.mixing == "streams" else 0
         active = model.rows.active_head(tied_block)
-        log_row = model.rows.log_head_row(tied_block)
         if output.streams is not None:
             streams = {k: stream[:, keep] for k, stream in output.streams.items()}
             reads, boundary = output.weights, model.num_blocks
             assert reads is not None, "the backbone gives them along with the streams"
             hidden = {k: read(model, boundary, k, streams, reads) for k in active}
-            if model.router is not None and len(active) > 1:
-                log_row = log_row + model.router(output.last_hidden_state[:, keep]).float()
         else:
             kept = output.last_hidden_state[:, keep]
             hidden = {k: kept[..., : model.widths[k]] for k in active}
+        if len(active) == 1:
+            ((k, state),) = hidden.items()
+            return pretrained.component_logits(self.config.components[k], self.heads[k], state)
+        log_row = model.rows.log_head_row(tied_block)
+        if output.streams is not None and model.router is not None:
+            log_row = log_row + model.router(output.last_hidden_state[:, keep]).float()
         # g: (K,) or, with a router, (batch, kept, K); zero for heads that are not active
         return self._weighted_logits(hidden, log_row.softmax(dim=-1))
 
     def _weighted_logits(self, hidden: dict[int, Tensor], weights: Tensor) -> Tensor:
         configs = self.config.components
-        if len(hidden) == 1:
-            ((k, state),) = hidden.items()
-            return pretrained.component_logits(configs[k], self.heads[k], state)
         gates = {k: weights[..., k].unsqueeze(-1) for k in hidden}
         if self._can_join_heads(hidden):
             logits = self._joint_logits(hidden, gates)

@@ -65,12 +65,19 @@ def end_of_path(model: "ManticoreModel", block: int) -> int:
 def reading_weights(model: "ManticoreModel") -> list[Weights]:
     """w_bkj of every boundary b as [b][k][j], each a tensor without dimensions.
 
-    All come from one small softmax, because a handful of operations for every read would be a
-    good part of the time of a decoded token. On a path all are 1, and where no gradient asks for
-    them there are none.
+    All come from one small softmax, and without gradients they are remembered, because a handful
+    of operations for every read would be a good part of the time of a decoded token. On a path
+    all are 1, and where no gradient asks for them there are none.
     """
-    if model.rows.is_path and not torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        return _reading_weights(model)
+    if model.rows.is_path:
         return [[[]] * len(model.widths)] * (model.num_blocks + 1)
+    sources = [*model.rows.row_parameters(), model.loyalty.value]
+    return model.remembered_weights.get(sources, lambda: _reading_weights(model))
+
+
+def _reading_weights(model: "ManticoreModel") -> list[Weights]:
     rows = model.rows.log_boundary_rows()  # (B + 1, K)
     count = rows.shape[1]
     loyalty = model.loyalty.at_boundaries(rows.device)  # (B + 1,)

@@ -59,6 +59,34 @@ def selective_scan(
     return _skip_and_gate(y, x_wide, D, z).to(x.dtype), state
 
 
+def selective_step(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Do what `selective_scan` does to one token, without a dimension of time or a check.
+
+    Args:
+        x, dt, z: (batch, d_inner).
+        B, C: (batch, state).
+        state: (batch, d_inner, state), float32 or wider.
+
+    Returns:
+        y: (batch, d_inner) in x's dtype, and the state after it.
+    """
+    wide = state.dtype
+    x_wide, dt = x.to(wide), dt.to(wide)
+    drive = (dt * x_wide).unsqueeze(-1) * B.to(wide).unsqueeze(1)  # (B, D, N)
+    state = torch.addcmul(drive, torch.exp(dt.unsqueeze(-1) * A.to(wide)), state)
+    y = (state * C.to(wide).unsqueeze(1)).sum(dim=-1)
+    return _skip_and_gate(y, x_wide, D, z).to(x.dtype), state
+
+
 def selective_scan_naive(
     x: Tensor,
     dt: Tensor,

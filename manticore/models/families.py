@@ -32,6 +32,10 @@ class Family:
     """Attribute of the learned position table, added once at the entry; None: no table."""
     entry_dropout: str | None = None
     """Attribute of the dropout on the embeddings, applied once at the entry."""
+    layer_cache: str | None = None
+    """Argument by which a layer takes the cache; None: `token_step` leaves the family alone."""
+    rotary: str | None = None
+    """Attribute of the module that makes the rotary table; None: no rotary positions."""
     is_recurrent: bool = False
     """A state instead of keys and values: takes `cache_params`, no positions, any length."""
 
@@ -74,14 +78,23 @@ FAMILIES = {
             layers="layers",
             final_norm="final_layer_norm",
             entry_dropout="emb_dropout",
+            layer_cache="layer_past",
+            rotary="rotary_emb",
         ),
-        Family(model_type="llama", layers="layers", final_norm="norm"),
+        Family(
+            model_type="llama",
+            layers="layers",
+            final_norm="norm",
+            layer_cache="past_key_values",
+            rotary="rotary_emb",
+        ),
         Family(
             model_type="gpt2",
             layers="h",
             final_norm="ln_f",
             position_table="wpe",
             entry_dropout="drop",
+            layer_cache="past_key_values",
         ),
         Family(
             model_type="gpt_neo",
@@ -90,7 +103,13 @@ FAMILIES = {
             position_table="wpe",
             entry_dropout="drop",
         ),
-        Family(model_type="mamba", layers="layers", final_norm="norm_f", is_recurrent=True),
+        Family(
+            model_type="mamba",
+            layers="layers",
+            final_norm="norm_f",
+            layer_cache="cache_params",
+            is_recurrent=True,
+        ),
     )
 }
 

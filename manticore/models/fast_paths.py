@@ -22,7 +22,7 @@ from transformers.integrations.accelerate import force_accelerate_hooks
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from manticore.mixers.causal_conv import causal_conv
-from manticore.mixers.selective_scan import selective_scan
+from manticore.mixers.selective_scan import selective_scan, selective_step
 
 
 def bind_fast_paths(base: nn.Module) -> dict[str, str]:
@@ -89,12 +89,29 @@ class FastMambaMixer(MambaMixer):
         if _prefers_kernels(hidden_states) and (state is None or seq_len == 1):
             return super().forward(hidden_states, cache_params, attention_mask, **kwargs)
         mask = _padding_mask(attention_mask, hidden_states)
+        if seq_len == 1 and state is not None and mask is None and not torch.is_grad_enabled():
+            return self._mix_token(hidden_states, cache_params, state)
         x, z = self.in_proj(_hide_padding(hidden_states, mask)).chunk(2, dim=-1)  # (B, T, D)
         x = _hide_padding(self._convolve(x, cache_params), mask)
         y, state = self._scan(x, z, state)
         if cache_params is not None:
             cache_params.update_recurrent_state(state, self.layer_idx)
         return self.out_proj(y.to(hidden_states.dtype))
+
+    def _mix_token(self, hidden_states: Tensor, cache_params: Any, state: Tensor) -> Tensor:
+        """Do the same for one token behind a filled cache, with no dimension of time."""
+        x, z = self.in_proj(hidden_states.squeeze(1)).chunk(2, dim=-1)  # (B, D)
+        seen = cache_params.update_conv_state(
+            x.unsqueeze(-1), self.layer_idx, conv_kernel_size=self.conv_kernel_size
+        )[..., -self.conv_kernel_size :]  # (B, D, K), this token last
+        x = (seen.to(self.conv1d.weight.dtype) * self.conv1d.weight.squeeze(1)).sum(dim=-1)
+        if self.conv1d.bias is not None:
+            x = x + self.conv1d.bias
+        x = ACT2FN[self.activation](x)
+        dt, A, B, C = self._scan_inputs(x)
+        y, state = selective_step(x, dt, A, B, C, self.D, z, state)
+        cache_params.update_recurrent_state(state, self.layer_idx)
+        return self.out_proj(y.to(hidden_states.dtype)).unsqueeze(1)
 
     def _convolve(self, x: Tensor, cache_params: Cache | None) -> Tensor:
         seq_len, before = x.shape[1], self.conv_kernel_size - 1
@@ -110,12 +127,15 @@ class FastMambaMixer(MambaMixer):
         return ACT2FN[self.activation](causal_conv(x, weight.squeeze(1), self.conv1d.bias))
 
     def _scan(self, x: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        dt, A, B, C = self._scan_inputs(x)
+        return selective_scan(x, dt, A, B, C, D=self.D, z=z, initial_state=state)
+
+    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
         low_rank, B, C = torch.split(self.x_proj(x), sizes, dim=-1)
         # The weight is used directly, as transformers does: an adapter on dt_proj has no effect.
         dt = F.softplus(F.linear(low_rank, self.dt_proj.weight, self.dt_proj.bias).float())
-        A = -torch.exp(self.A_log.float())
-        return selective_scan(x, dt, A, B, C, D=self.D, z=z, initial_state=state)
+        return dt, -torch.exp(self.A_log.float()), B, C
 
 
 def _filled_state(cache_params: Cache | None, layer_idx: int) -> Tensor | None:

@@ -5,7 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from manticore.mixers import scan_kernels
-from manticore.mixers.selective_scan import selective_scan, selective_scan_naive
+from manticore.mixers.selective_scan import (
+    selective_scan,
+    selective_scan_naive,
+    selective_step,
+)
 
 D_INNER, STATE = 24, 5
 # float32 sums of up to 257 terms in another order: a few units in the last place, relative to
@@ -244,3 +248,21 @@ def test_wrong_shapes_are_named_before_any_work(name, shape, message):
     inputs = scan_inputs(2, 9) | {name: torch.zeros(shape)}
     with pytest.raises(ValueError, match=message):
         selective_scan(**inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_without_a_time_dimension_equals_the_naive_scan(dtype):
+    inputs = {name: value.detach() for name, value in scan_inputs(3, 1, dtype).items()}
+    inputs["initial_state"] = inputs["initial_state"].float()
+    y, final_state = selective_scan_naive(**inputs)
+    timed = ("x", "dt", "B", "C", "z")
+    step = {name: inputs[name].squeeze(1) if name in timed else inputs[name] for name in inputs}
+    found, state = selective_step(**{"state": step.pop("initial_state"), **step})
+    # bfloat16 outputs are rounded once, from the same float32 sums: one unit in the last place.
+    room = 1e-6 if dtype == torch.float32 else 2**-7
+    assert found.dtype == dtype
+    assert_close(
+        {"y": found.float(), "state": state},
+        {"y": y.squeeze(1).float(), "state": final_state},
+        room,
+    )
