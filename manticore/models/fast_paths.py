@@ -133,8 +133,11 @@ class FastMambaMixer(MambaMixer):
     def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
         low_rank, B, C = torch.split(self.x_proj(x), sizes, dim=-1)
-        # The weight is used directly, as transformers does: an adapter on dt_proj has no effect.
-        dt = F.softplus(F.linear(low_rank, self.dt_proj.weight, self.dt_proj.bias).float())
+        # transformers reads the weight past the module, so that an adapter on dt_proj or its
+        # quantization would have no effect or fail. A module that has something to add is called.
+        is_plain = type(self.dt_proj) is nn.Linear
+        project = self.dt_proj.forward if is_plain else self.dt_proj
+        dt = F.softplus(project(low_rank).float())
         return dt, -torch.exp(self.A_log.float()), B, C
 
 

@@ -262,6 +262,28 @@ def test_a_wrapped_projection_is_called_and_not_bypassed(projection):
     assert (fast - random_model()(tokens()).logits).abs().max() > 1e-3
 
 
+def test_an_adapter_on_the_time_step_acts_and_trains_where_transformers_passes_it_by():
+    def with_lora(model):
+        # Both factors random, so that the adapter changes the output.
+        config = peft.LoraConfig(r=2, target_modules=["dt_proj"], init_lora_weights=False)
+        return peft.get_peft_model(model, config)
+
+    peft = pytest.importorskip("peft")
+    plain = random_model()(tokens()).logits
+    stock, fast = pair()
+    torch.testing.assert_close(with_lora(stock)(tokens()).logits, plain, **LOGITS)
+    adapted = with_lora(fast)
+    logits = adapted(tokens()).logits
+    assert (logits - plain).abs().max() > 1e-3
+    logits.square().mean().backward()
+    grads = [p.grad for name, p in adapted.named_parameters() if "lora_" in name]
+    assert grads
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
+    with torch.no_grad():
+        merged = adapted.merge_and_unload()(tokens()).logits
+    torch.testing.assert_close(merged, logits.detach(), **LOGITS)
+
+
 def test_gradient_checkpointing_changes_nothing():
     _, fast = pair()
     again = copy.deepcopy(fast).train()
