@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from manticore.runs.environment import environment
 from manticore.runs.files import (
@@ -42,10 +43,11 @@ class RunFolder:
 
         Raises:
             OSError: nothing can be written there.
-            ValueError: the folder holds something else.
+            ValueError: the folder holds something else, or another process works in it.
         """
         self._refuse_others(resolved, overwrite)
         check_writable(self.path)
+        self._lock()
         finish_interrupted(self.path)
         self._mend_metrics()
         if not (self.path / "recipe.yaml").exists():
@@ -139,6 +141,18 @@ class RunFolder:
                 f"{'; '.join(differing[:5])}{' and more' if len(differing) > 5 else ''}. "
                 "Choose another folder with --out, or remove this one."
             )
+
+    def _lock(self) -> None:
+        """Keep other processes out while this object lives; a killed process lets go at once."""
+        # One lock for all objects of this process, which may open the same folder again.
+        self._held = FileLock(self.path / ".lock", is_singleton=True)
+        try:
+            self._held.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"Another process is working in {self.path}. Wait until it is done, or choose "
+                "another folder with --out."
+            ) from None
 
     def _mend_metrics(self) -> None:
         """Cut off a last line that a crash left unfinished, lest the next one be glued to it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -123,3 +125,22 @@ def test_a_folder_recipe_and_a_dumped_recipe_read_the_same(tmp_path):
     assert parse_yaml((run.path / "recipe.yaml").read_text(), "") == parse_yaml(
         dump_yaml(RECIPE), ""
     )
+
+
+def test_a_folder_takes_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path):
+    hold = (
+        "import sys, time; from manticore.runs.folder import RunFolder; "
+        "folder = RunFolder(sys.argv[1]).open({'a': 1}); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="Another process is working in"):
+            RunFolder(tmp_path / "run").open({"a": 1})
+    finally:
+        other.kill()
+        other.communicate()
+    first = RunFolder(tmp_path / "run").open({"a": 1})
+    assert RunFolder(tmp_path / "run").open({"a": 1}).path == first.path  # the same process may
