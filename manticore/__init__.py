@@ -45,14 +45,18 @@ def __dir__() -> list[str]:
 
 def _register_with_transformers() -> None:
     """Have our classes registered when transformers' Auto classes appear: now, or when they do."""
-    registration = "manticore.hybrids.registration"
+    hybrids, mixers = "manticore.hybrids.registration", "manticore.models.mixer_registration"
     for hook, module in [
-        ("register_config", "transformers.models.auto.configuration_auto"),
-        ("register_config", "manticore.hybrids.configuration_manticore"),
-        ("register_models", "manticore.hybrids.modeling_manticore"),
-        ("register_models", "manticore.hybrids.modeling_classification"),
+        (f"{hybrids}:register_config", "transformers.models.auto.configuration_auto"),
+        (f"{hybrids}:register_config", "manticore.hybrids.configuration_manticore"),
+        (f"{hybrids}:register_models", "manticore.hybrids.modeling_manticore"),
+        (f"{hybrids}:register_models", "manticore.hybrids.modeling_classification"),
+        (f"{mixers}:register_config", "transformers.models.auto.configuration_auto"),
+        (f"{mixers}:register_config", "manticore.models.configuration_mixer_lm"),
+        (f"{mixers}:register_models", "manticore.models.modeling_mixer_lm"),
+        (f"{mixers}:register_models", "manticore.models.mixer_classifier"),
     ]:
-        register_post_import_hook(f"{registration}:{hook}", module)
+        register_post_import_hook(hook, module)
 
 
 _register_with_transformers()

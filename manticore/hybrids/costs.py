@@ -25,7 +25,6 @@ from manticore.models.costs import (
     embedding_cost,
     head_cost,
     layer_cost,
-    layer_shape,
 )
 
 if TYPE_CHECKING:
@@ -232,15 +231,9 @@ def _all_maps(config: ManticoreConfig) -> Iterator[tuple[int, int]]:
 def _component(config: ManticoreConfig, k: int, active: Active, seq_len: int) -> Cost:
     component = config.components[k]
     cost = Cost()
-    shape = layer_shape(component)
     for owner, lo, hi, ends in _active_ranges(config, active):
         if owner == k:
-            run = layer_cost(component, lo, hi, seq_len)
-            cost += Cost(
-                layer_parameters=(hi - lo) * shape.parameters + ends * shape.final_norm,
-                forward=run.forward,
-                training=run.training,
-            )
+            cost += layer_cost(component, lo, hi, seq_len, final_norm=ends)
     return cost + _read_tables(config, k, active)
 
 

@@ -175,7 +175,8 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
 
 def new_head(config: ManticoreConfig, component: PreTrainedConfig) -> nn.Linear:
     """An output projection of the hybrid's vocabulary for one component."""
-    return nn.Linear(component.hidden_size, config.vocab_size, bias=False)
+    has_bias = bool(getattr(component, "head_bias", False))
+    return nn.Linear(component.hidden_size, config.vocab_size, bias=has_bias)
 
 
 def tied_keys(hybrid: ManticoreForCausalLM) -> dict[str, str]:

@@ -16,17 +16,21 @@ Conventions:
   (7 N + 5) per token and channel forward, (15 N + 10) backward, with N the state size. Forward
   that is dt A, exp, u B, decay h, + u B, h C, sum for each state, and u = dt x, D x, +, silu, gate
   for each channel.
+- Models built from mixers count by the formulas of their mixers (`MixerSpec.flops_per_token`), in
+  which a causal score counts once for each pair that is seen; backward is two forward passes.
 - `cache_bytes` is what Hugging Face's cache holds, which keeps one convolution input more than
   the next token needs.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import groupby
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
+from manticore.mixers.interface import MixerSpec
 from manticore.models.families import check_supported
 
 SCAN_FORWARD = (7, 5)
@@ -42,11 +46,13 @@ class Flops:
     convolution: int = 0
     attention: int = 0
     scan: int = 0
+    mixer: int = 0
+    """Of whole mixers, counted by their own formulas."""
 
     @property
     def total(self) -> int:
         """All kinds together."""
-        return self.matmul + self.convolution + self.attention + self.scan
+        return self.matmul + self.convolution + self.attention + self.scan + self.mixer
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(**_added(self, other))
@@ -110,7 +116,7 @@ def component_cost(
 def embedding_cost(config: PreTrainedConfig, *, vocab_size: int | None = None) -> Cost:
     """The token table and the position table: parameters, and no FLOPs."""
     rows = config.vocab_size if vocab_size is None else vocab_size
-    if check_supported(config).position_table is not None:
+    if check_supported(config).has_position_table(config):
         rows += config.max_position_embeddings
     return Cost(embedding_parameters=rows * config.hidden_size)
 
@@ -119,17 +125,23 @@ def head_cost(config: PreTrainedConfig, *, vocab_size: int | None = None) -> Cos
     """The language model head; a tied one brings FLOPs but no parameters."""
     rows = config.vocab_size if vocab_size is None else vocab_size
     weights = rows * config.hidden_size
+    bias = rows if getattr(config, "head_bias", False) else 0
     return Cost(
-        embedding_parameters=0 if config.tie_word_embeddings else weights,
+        embedding_parameters=bias + (0 if config.tie_word_embeddings else weights),
         forward=Flops(matmul=2 * weights),
         training=Flops(matmul=6 * weights),
     )
 
 
-def layer_cost(config: PreTrainedConfig, lo: int, hi: int, seq_len: int) -> Cost:
+def layer_cost(
+    config: PreTrainedConfig, lo: int, hi: int, seq_len: int, *, final_norm: bool | None = None
+) -> Cost:
     """Cost of layers `lo`..`hi - 1`, with the final norm if they end with the last layer.
 
     Like `run_layers`, an empty range costs nothing.
+
+    Args:
+        final_norm: end with the final norm or not, whatever the range.
     """
     depth = config.num_hidden_layers
     if not 0 <= lo <= hi <= depth or seq_len < 1:
@@ -137,13 +149,16 @@ def layer_cost(config: PreTrainedConfig, lo: int, hi: int, seq_len: int) -> Cost
             f"Layers {lo} to {hi} at seq_len={seq_len}: give 0 <= lo <= hi <= {depth} (the "
             "component's depth) and a length of at least 1."
         )
-    layer, count = layer_shape(config), hi - lo
-    norm = layer.final_norm if count and hi == depth else 0
-    return Cost(
-        layer_parameters=count * layer.parameters + norm,
-        forward=layer.forward_flops(seq_len, count),
-        training=layer.training_flops(seq_len, count),
-    )
+    ends = hi == depth if final_norm is None else final_norm
+    total = Cost()
+    for layer, count in _runs(layer_shapes(config)[lo:hi]):
+        total += Cost(
+            layer_parameters=count * layer.parameters,
+            forward=layer.forward_flops(seq_len, count),
+            training=layer.training_flops(seq_len, count),
+        )
+    norm = layer_shapes(config)[0].final_norm if ends and lo < hi else 0
+    return total + Cost(layer_parameters=norm)
 
 
 def decode_flops(
@@ -175,11 +190,11 @@ def cache_bytes(
     Keys, values and convolution states have the model's dtype; the state of the scan stays in
     float32, because small steps on a slow decay vanish in 16 bits.
     """
-    layer = layer_shape(config)
-    count = (config.num_hidden_layers if hi is None else hi) - lo
-    scan_itemsize = max(dtype.itemsize, torch.float32.itemsize)
-    state = layer.channels * (layer.kernel * dtype.itemsize + layer.states * scan_itemsize)
-    return CacheBytes(state=count * state, kv=count * length * 2 * layer.kv_width * dtype.itemsize)
+    total = CacheBytes()
+    for layer, count in _runs(layer_shapes(config)[lo:hi]):
+        for _ in range(count):
+            total += layer.cache_bytes(length, dtype)
+    return total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +233,14 @@ class LayerShape:
         both = (SCAN_FORWARD[0] + SCAN_BACKWARD[0], SCAN_FORWARD[1] + SCAN_BACKWARD[1])
         return self._flops(seq_len, count, 3, both)
 
+    def cache_bytes(self, length: int, dtype: torch.dtype) -> CacheBytes:
+        """Cache of one sequence after `length` tokens, of one layer."""
+        scan_itemsize = max(dtype.itemsize, torch.float32.itemsize)
+        return CacheBytes(
+            state=self.channels * (self.kernel * dtype.itemsize + self.states * scan_itemsize),
+            kv=length * 2 * self.kv_width * dtype.itemsize,
+        )
+
     def _flops(self, seq_len: int, count: int, passes: int, scan: tuple[int, int]) -> Flops:
         return Flops(
             matmul=count * passes * sum(2 * a * b for a, b, _ in self.matrices),
@@ -227,9 +250,48 @@ class LayerShape:
         )
 
 
-def layer_shape(config: PreTrainedConfig) -> LayerShape:
-    """The sizes in one layer of a component; all layers of a component have the same."""
-    return _SHAPES[check_supported(config).model_type](config)
+@dataclass(frozen=True)
+class MixerShape:
+    """One layer of a model built from mixers: the mixer's own formulas, and a norm."""
+
+    spec: MixerSpec
+    norm: int
+    """Parameters of the norm before the mixer."""
+
+    @property
+    def parameters(self) -> int:
+        """Of the layer."""
+        return self.spec.num_parameters() + self.norm
+
+    @property
+    def final_norm(self) -> int:
+        """Parameters of the norm after the last layer."""
+        return self.norm
+
+    def forward_flops(self, seq_len: int, count: int = 1) -> Flops:
+        """Per token, of `count` layers."""
+        return Flops(mixer=count * self.spec.flops_per_token(seq_len))
+
+    def training_flops(self, seq_len: int, count: int = 1) -> Flops:
+        """Per token, forward and backward: a backward pass counts as two forward ones."""
+        return Flops(mixer=3 * count * self.spec.flops_per_token(seq_len))
+
+    def cache_bytes(self, length: int, dtype: torch.dtype) -> CacheBytes:
+        """Cache of one sequence after `length` tokens; see `cache_bytes` for what is float32."""
+        mixing, all_of_it = self.spec.mixing_state_size(length), self.spec.state_size(length)
+        if self.spec.state_size(2 * length + 1) > all_of_it:  # keys and values
+            return CacheBytes(kv=all_of_it * dtype.itemsize)
+        itemsize = max(dtype.itemsize, torch.float32.itemsize)
+        return CacheBytes(state=mixing * itemsize + (all_of_it - mixing) * dtype.itemsize)
+
+
+def layer_shapes(config: PreTrainedConfig) -> list[LayerShape] | list[MixerShape]:
+    """The sizes in every layer of a component, in order."""
+    model_type = check_supported(config).model_type
+    if model_type == "manticore_mixers":
+        norm = config.hidden_size * (1 if config.norm == "rms" else 2)
+        return [MixerShape(spec, norm) for spec in config.specs()]
+    return [_SHAPES[model_type](config)] * config.num_hidden_layers
 
 
 def _gpt_neox(config: PreTrainedConfig) -> LayerShape:
@@ -308,6 +370,11 @@ _SHAPES: dict[str, Callable[[PreTrainedConfig], LayerShape]] = {
     "gpt_neo": _gpt_neo,
     "mamba": _mamba,
 }
+
+
+def _runs(layers: list[Any]) -> list[tuple[Any, int]]:
+    """Equal neighbours together, with how many they are."""
+    return [(layer, len(list(same))) for layer, same in groupby(layers)]
 
 
 def _added(a: Any, b: Any) -> dict[str, Any]:

@@ -5,13 +5,16 @@ add a row here, three tiny configurations to the checks, and a row in `costs.py`
 """
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from manticore.models.fast_paths import FastMambaMixer
+from manticore.models.mixer_cache import mixer_cache_layers
 
 
 class UnsupportedFamilyError(ValueError):
@@ -38,6 +41,16 @@ class Family:
     """Attribute of the module that makes the rotary table; None: no rotary positions."""
     is_recurrent: bool = False
     """A state instead of keys and values: takes `cache_params`, no positions, any length."""
+
+    own_cache_layers: Callable[[int], list[Any]] | None = None
+    """Makes so many empty cache layers; None: transformers' DynamicCache makes them."""
+
+    def has_position_table(self, config: PreTrainedConfig) -> bool:
+        """Whether the embeddings of this model get rows of a learned table of positions."""
+        # Models built from mixers say which positions they add; the other tables are learned.
+        return self.position_table is not None and (
+            getattr(config, "positions", "learned") == "learned"
+        )
 
     def layer_arguments(
         self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor
@@ -109,6 +122,14 @@ FAMILIES = {
             final_norm="norm_f",
             layer_cache="cache_params",
             is_recurrent=True,
+        ),
+        Family(
+            model_type="manticore_mixers",
+            layers="layers",
+            final_norm="norm",
+            position_table="positions",
+            layer_cache="past_key_values",
+            own_cache_layers=mixer_cache_layers,
         ),
     )
 }

@@ -83,7 +83,7 @@ def max_positions(config: PreTrainedConfig) -> int | None:
 
 def has_position_table(config: PreTrainedConfig) -> bool:
     """Whether positions come from a learned table, which no sequence can outgrow."""
-    return check_supported(config).position_table is not None
+    return check_supported(config).has_position_table(config)
 
 
 def check_length(config: PreTrainedConfig, length: int) -> None:
@@ -188,7 +188,9 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 def cache_layers(config: PreTrainedConfig) -> list[Any]:
     """Empty Hugging Face cache layers, one for each layer of the component."""
-    check_supported(config)
+    family = check_supported(config)
+    if family.own_cache_layers is not None:
+        return family.own_cache_layers(n_layers(config))
     layers = DynamicCache(config=config).layers
     if len(layers) != n_layers(config):
         raise RuntimeError(f"{len(layers)} cache layers for {n_layers(config)} layers.")
