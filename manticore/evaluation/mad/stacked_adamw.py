@@ -1,0 +1,74 @@
+"""AdamW for many trials at once, each with its own rate, decay and clipping.
+
+Loshchilov and Hutter, 2019 (arXiv:1711.05101), algorithm 2, on a matrix with one row per trial;
+the numbers are those of `torch.optim.AdamW` and `torch.nn.utils.clip_grad_norm_` for each row.
+
+Legend: P trials, N parameters of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from manticore.evaluation.mad.training import Point, TrainSettings
+from manticore.training.optimizers import decays
+
+if TYPE_CHECKING:
+    from manticore.evaluation.mad.stacked import Stack
+
+
+class StackedAdamW:
+    """Optimizer of a `Stack`; it writes the stack's matrix of weights in place."""
+
+    def __init__(self, stack: Stack, points: Sequence[Point], settings: TrainSettings) -> None:
+        self.stack, self.settings = stack, settings
+        weights = stack.weights
+        self.mean, self.square = torch.zeros_like(weights), torch.zeros_like(weights)
+        self.points = list(points)
+        parts = [
+            torch.full((p.numel(),), float(settings.decay == "all" or decays(p)))
+            for p in stack.parameters.values()
+        ]
+        self.decayed = torch.cat(parts).to(weights.device)  # (N,), 1 where decay acts
+        self._set_columns()
+
+    @torch.no_grad()
+    def step(self, gradients: Tensor, step: int) -> None:
+        """Take the step with this index, 0 for the first.
+
+        Args:
+            gradients: (P, N); it is used up.
+        """
+        settings, weights = self.settings, self.stack.weights
+        beta1, beta2 = settings.betas
+        if settings.grad_clip:
+            norms = gradients.norm(dim=1, keepdim=True)
+            gradients.mul_((settings.grad_clip / (norms + 1e-6)).clamp(max=1.0))
+        rates = self._rates(step)  # (P, 1)
+        if self.any_decay:
+            weights.addcmul_(weights * self.decayed, rates * self.decay, value=-1)
+        self.mean.lerp_(gradients, 1 - beta1)
+        self.square.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
+        scale = (1 - beta2 ** (step + 1)) ** 0.5
+        denominator = (self.square.sqrt() / scale).add_(settings.eps)
+        update = torch.div(self.mean, denominator, out=denominator)
+        weights.addcmul_(update, rates / (1 - beta1 ** (step + 1)), value=-1)
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these trials only."""
+        self.mean, self.square = self.mean[rows], self.square[rows]
+        self.points = [self.points[row] for row in rows]
+        self._set_columns()
+
+    def _set_columns(self) -> None:
+        device = self.stack.weights.device
+        self.decay = torch.tensor([[p.weight_decay] for p in self.points], device=device)  # (P, 1)
+        self.any_decay = any(point.weight_decay for point in self.points)
+
+    def _rates(self, step: int) -> Tensor:
+        rates = [[self.settings.learning_rate(step, point.lr)] for point in self.points]
+        return torch.tensor(rates, device=self.stack.weights.device)
