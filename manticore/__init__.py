@@ -22,6 +22,7 @@ _PUBLIC = {
     "ManticoreForSequenceClassification": "manticore.hybrids.modeling_classification",
     "ManticoreForTokenClassification": "manticore.hybrids.modeling_classification",
     "ManticoreModel": "manticore.hybrids.modeling_manticore",
+    "doctor": "manticore.evaluation.conformance",
     "search": "manticore.hybrids.search",
 }
 

@@ -52,6 +52,9 @@ VERBS: dict[str, Verb] = {
     "prune": Verb(
         module="manticore.cli.prune", group="use", help="drop a hybrid's branches of little weight"
     ),
+    "doctor": Verb(
+        module="manticore.cli.doctor", group="look", help="examine a model for silent faults"
+    ),
     "report": Verb(
         module="manticore.cli.report", group="look", help="write a run's report as one HTML file"
     ),

@@ -1,0 +1,255 @@
+"""The checks: the same numbers by another road, for any causal language model.
+
+Each takes a `Probe` and returns how far the road leads astray (a relative error), or raises
+`NotApplicable`. The faults that they look for are silent ones: the model runs, and is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manticore.evaluation.conformance.probe import NotApplicable, Probe, relative_error
+
+# Float32 sums of the same numbers in another order; measured on 25 sound families of transformers
+# this is 1e-7 to 1e-5, and the faults are 1e-3 and more.
+TOLERANCE = 1e-4
+# bfloat16 keeps 8 bits; dense models lose 0.01 to 0.03, and a flipped choice of experts 0.2.
+BFLOAT16_TOLERANCE = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One check."""
+
+    measure: Callable[[Probe], float]
+    """Returns a relative error."""
+    says: str
+    """What is true of a model that passes."""
+    tolerance: float = TOLERANCE
+
+
+def repeatability(probe: Probe) -> float:
+    """Run the same row again after others: a state kept in the module would show."""
+    first = probe.truth(0)
+    with torch.no_grad():
+        probe.call(probe.ids)
+        with contextlib.suppress(NotApplicable):
+            probe.in_pieces(1, [7, probe.seq_len], with_positions=True)
+        again = probe.call(probe.ids[:1]).logits[0].float()
+    return relative_error(again, first)
+
+
+def causality(probe: Probe) -> float:
+    """Change the second half of a row: logits of the first half must stay."""
+    half = probe.seq_len // 2
+    ids = probe.ids[:1].clone()
+    ids[:, half:] = probe.ids[1:2, half:]
+    with torch.no_grad():
+        changed = probe.call(ids).logits[0].float()
+    return relative_error(changed[:half], probe.truth(0)[:half])
+
+
+def batch(probe: Probe) -> float:
+    """Run all rows together."""
+    with torch.no_grad():
+        return relative_error(probe.call(probe.ids).logits.float(), probe.truths)
+
+
+def decode(probe: Probe) -> float:
+    """Feed a prompt, then one token at a time, and let the model count positions."""
+    return _pieces(probe, _one_by_one(probe), with_positions=False)
+
+
+def decode_with_positions(probe: Probe) -> float:
+    """Feed a prompt, then one token at a time, with positions given."""
+    return _pieces(probe, _one_by_one(probe), with_positions=True)
+
+
+def chunked_prefill(probe: Probe) -> float:
+    """Feed the row in two pieces, and let the model count positions."""
+    return _pieces(probe, [probe.seq_len // 2 + 1, probe.seq_len], with_positions=False)
+
+
+def chunked_prefill_with_positions(probe: Probe) -> float:
+    """Feed the row in two pieces, with positions given."""
+    return _pieces(probe, [probe.seq_len // 2 + 1, probe.seq_len], with_positions=True)
+
+
+def left_padding(probe: Probe) -> float:
+    """Pad rows of different lengths on the left: real positions keep their logits."""
+    return _padded(probe, "left")
+
+
+def right_padding(probe: Probe) -> float:
+    """Pad rows of different lengths on the right."""
+    return _padded(probe, "right")
+
+
+def padded_decode(probe: Probe) -> float:
+    """Pad on the left, then feed one token at a time behind the cache."""
+    lengths, prompt = _lengths(probe), probe.seq_len - 5
+    ids, mask, positions = _pad(probe, lengths, "left")
+    cache, outputs, start = None, [], 0
+    with torch.no_grad():
+        for end in [prompt, *range(prompt + 1, probe.seq_len + 1)]:
+            # Purely recurrent families take no mask behind a prompt; `generate` gives them none.
+            seen = mask[:, :end] if cache is None or probe.keeps_mask else None
+            piece = (ids[:, start:end], seen, positions[:, start:end])
+            output = probe.call(*piece, cache=cache, use_cache=True)
+            cache = getattr(output, probe.cache_name, None)
+            if cache is None:
+                raise NotApplicable("it returns no cache")
+            outputs.append(output.logits.float())
+            start = end
+    return _compare_padded(probe, torch.cat(outputs, dim=1), lengths, "left")
+
+
+def generate(probe: Probe) -> float:
+    """Generate greedily with the cache: each token must be the best by a whole run, or as good."""
+    return _generated(probe, probe.ids[:1, :8], None)
+
+
+def padded_generate(probe: Probe) -> float:
+    """Generate from prompts of different lengths in one batch, padded on the left."""
+    lengths = [8, 5, 6]
+    ids, mask, _ = _pad(probe, lengths, "left", width=8)
+    return _generated(probe, ids, mask)
+
+
+def save_and_load(probe: Probe) -> float:
+    """Save, load again: every tensor bit for bit, and the same logits.
+
+    Buffers that are not saved show in the logits, which may come from other kernels than before.
+    """
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        probe.model.save_pretrained(folder)
+        loaded = type(probe.model).from_pretrained(folder, dtype=probe.model.dtype).eval()
+        before, after = probe.model.state_dict(), loaded.state_dict()
+        is_same = before.keys() == after.keys() and all(
+            torch.equal(tensor.to(after[name].device), after[name])
+            for name, tensor in before.items()
+        )
+        found = Probe(loaded.to(probe.ids.device), probe.seq_len, probe.seed).truth(0)
+    return relative_error(found, probe.truth(0)) if is_same else float("inf")
+
+
+def bfloat16(probe: Probe) -> float:
+    """Run a bfloat16 copy."""
+    small = copy.deepcopy(probe.model).to(torch.bfloat16)
+    with torch.no_grad():
+        found = Probe(small, probe.seq_len, probe.seed).truth(0)
+    # Logits are compared by their mean error: of many, some land far off.
+    truth = probe.truth(0)
+    if not torch.isfinite(found).all():
+        return float("inf")
+    return ((found - truth).norm() / truth.norm()).item()
+
+
+def _pieces(probe: Probe, cuts: list[int], with_positions: bool) -> float:
+    if with_positions and not probe.takes_positions:
+        raise NotApplicable("its forward takes no positions")
+    with torch.no_grad():
+        return relative_error(probe.in_pieces(0, cuts, with_positions), probe.truth(0))
+
+
+def _one_by_one(probe: Probe) -> list[int]:
+    return list(range(probe.seq_len - 8, probe.seq_len + 1))
+
+
+def _lengths(probe: Probe) -> list[int]:
+    return [probe.seq_len, probe.seq_len - 7, probe.seq_len - 3]
+
+
+def _pad(
+    probe: Probe, lengths: list[int], side: str, width: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and positions (B, width) of rows cut to `lengths` and padded on one side."""
+    width = probe.seq_len if width is None else width
+    ids = probe.ids.new_full((len(lengths), width), probe.pad_id)
+    mask = torch.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        where = slice(width - length, None) if side == "left" else slice(length)
+        ids[row, where], mask[row, where] = probe.ids[row, :length], 1
+    return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _padded(probe: Probe, side: str) -> float:
+    lengths = _lengths(probe)
+    ids, mask, positions = _pad(probe, lengths, side)
+    with torch.no_grad():
+        logits = probe.call(ids, mask, positions).logits.float()
+    return _compare_padded(probe, logits, lengths, side)
+
+
+def _compare_padded(probe: Probe, logits: Tensor, lengths: list[int], side: str) -> float:
+    errors = []
+    for row, length in enumerate(lengths):
+        found = logits[row, -length:] if side == "left" else logits[row, :length]
+        errors.append(relative_error(found, probe.truth(row)[:length]))
+    return max(errors)
+
+
+def _generated(probe: Probe, ids: Tensor, mask: Tensor | None, new: int = 8) -> float:
+    if not hasattr(probe.model, "generate"):
+        raise NotApplicable("it does not generate")
+    mask = torch.ones_like(ids) if mask is None else mask
+    with torch.no_grad():
+        full = probe.model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=probe.pad_id,
+        )
+        rows = zip(full, mask, strict=True)
+        return max(_regret(probe, tokens, real, new) for tokens, real in rows)
+
+
+def _regret(probe: Probe, tokens: Tensor, mask: Tensor, new: int) -> float:
+    """How much worse than the best each generated token is by a whole run, relative to it."""
+    tokens = tokens[int((mask == 0).sum()) :]  # without the padding
+    logits = probe.call(tokens[None]).logits[0].float()
+    before = logits[-new - 1 : -1].clone()
+    before[:, _ends(probe.model)] = -torch.inf  # not allowed before `new` tokens are there
+    chosen = before.gather(1, tokens[-new:, None]).squeeze(1)
+    return ((before.max(dim=1).values - chosen).max() / logits.abs().max()).item()
+
+
+def _ends(model: Any) -> list[int]:
+    """Ids of the end-of-sequence tokens."""
+    ends = model.generation_config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+CHECKS: dict[str, Check] = {
+    "repeatability": Check(measure=repeatability, says="a run leaves no trace in the module"),
+    "causality": Check(measure=causality, says="no position sees what follows"),
+    "batch": Check(measure=batch, says="rows of a batch do not see each other"),
+    "decode": Check(measure=decode, says="a cached token costs no accuracy"),
+    "decode-with-positions": Check(
+        measure=decode_with_positions, says="nor does it with positions given"
+    ),
+    "chunked-prefill": Check(measure=chunked_prefill, says="a filled cache takes several tokens"),
+    "chunked-prefill-with-positions": Check(
+        measure=chunked_prefill_with_positions, says="also with positions given"
+    ),
+    "left-padding": Check(measure=left_padding, says="padding on the left changes nothing"),
+    "right-padding": Check(measure=right_padding, says="padding on the right changes nothing"),
+    "padded-decode": Check(measure=padded_decode, says="padding does not leak into the cache"),
+    "generate": Check(measure=generate, says="greedy generation is greedy"),
+    "padded-generate": Check(measure=padded_generate, says="also for a padded batch"),
+    "save-and-load": Check(measure=save_and_load, says="a saved model loads bit for bit"),
+    "bfloat16": Check(
+        measure=bfloat16, says="bfloat16 stays close to float32", tolerance=BFLOAT16_TOLERANCE
+    ),
+}

@@ -1,0 +1,122 @@
+"""Run the checks on a model and write down what they found."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from manticore.evaluation.conformance.checks import CHECKS
+from manticore.evaluation.conformance.findings import Finding, Report
+from manticore.evaluation.conformance.probe import NotApplicable, Probe
+from manticore.evaluation.conformance.reach import bypassed_adapters, unreached_parameters
+
+_SHORTEST = 14
+_REACH: dict[str, Callable[[Probe], list[str]]] = {
+    "gradient-reach": unreached_parameters,
+    "adapter-reach": bypassed_adapters,
+}
+
+
+def check_names() -> list[str]:
+    """All checks, in the order in which they are made."""
+    return [*CHECKS, *_REACH]
+
+
+def doctor(
+    model: Any,
+    checks: Sequence[str] | None = None,
+    *,
+    seq_len: int = 20,
+    seed: int = 0,
+    name: str | None = None,
+    on_check: Callable[[str], None] | None = None,
+) -> Report:
+    """Examine a causal language model; it comes back as it was.
+
+    Args:
+        model: any Hugging Face causal language model, hybrid or PEFT model; float32 is best, since
+            errors are judged by what float32 allows.
+        checks: names from `check_names()`; default all.
+        seq_len: tokens of the longest row, at least 14.
+        seed: draws the tokens.
+        name: what the report calls the model; default its class and family.
+        on_check: called with each check's name before it runs.
+
+    Returns:
+        One finding for each check. A check that the model has no use for is skipped and says why.
+    """
+    chosen = chosen_checks(checks)
+    if seq_len < _SHORTEST:
+        raise ValueError(f"seq_len={seq_len} is too short for the checks. Use {_SHORTEST} or more.")
+    if name is None:
+        name = f"{type(model).__name__} ({model.config.model_type})"
+    probe = Probe(model, seq_len=seq_len, seed=seed)
+    findings = []
+    with _evaluating(model):
+        for check in chosen:
+            if on_check is not None:
+                on_check(check)
+            findings.append(_examine(probe, check))
+    return Report(model=name, findings=tuple(findings))
+
+
+def chosen_checks(checks: Sequence[str] | None) -> list[str]:
+    """The checks of these names in the order of the table; None: all. Raises for unknown ones."""
+    known = check_names()
+    for check in checks or ():
+        if check not in known:
+            close = difflib.get_close_matches(check, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"Unknown check {check!r}.{hint} Known: {', '.join(known)}.")
+    return known if checks is None else [check for check in known if check in set(checks)]
+
+
+def _examine(probe: Probe, name: str) -> Finding:
+    try:
+        return _reach(probe, name) if name in _REACH else _compare(probe, name)
+    except NotApplicable as reason:
+        return Finding(check=name, status="skip", detail=str(reason))
+    # Whatever a stranger's model raises where it should work is a finding, not our crash.
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        return Finding(
+            check=name, status="error", detail=f"{type(error).__name__}: {first_line[:160]}"
+        )
+
+
+def _compare(probe: Probe, name: str) -> Finding:
+    check = CHECKS[name]
+    error = check.measure(probe)
+    passes = error <= check.tolerance
+    return Finding(
+        check=name,
+        status="pass" if passes else "fail",
+        error=error,
+        tolerance=check.tolerance,
+        detail="" if passes else f"not so: {check.says}",
+    )
+
+
+def _reach(probe: Probe, name: str) -> Finding:
+    missed = _REACH[name](probe)
+    if not missed:
+        return Finding(check=name, status="pass")
+    shown = ", ".join(missed[:4]) + (f" and {len(missed) - 4} more" if len(missed) > 4 else "")
+    return Finding(check=name, status="fail", detail=f"no gradient: {shown}")
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode, and the mode it was in again afterwards."""
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for module, mode in was_training.items():
+            module.training = mode

@@ -1,0 +1,72 @@
+"""What an examination found: one line for each check, and whether all passed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Status = Literal["pass", "fail", "skip", "error"]
+_SIGNS = {"pass": "ok  ", "fail": "FAIL", "skip": "-   ", "error": "FAIL"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The outcome of one check."""
+
+    check: str
+    """Its name in the table of checks."""
+    status: Status
+    """`skip`: it says nothing about this model; `error`: the model raised where it should work."""
+    error: float | None = None
+    """Largest relative difference, where the check measures one."""
+    tolerance: float | None = None
+    """The largest that passes."""
+    detail: str = ""
+    """What was wrong, or why it was skipped."""
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether it speaks against the model."""
+        return self.status in ("fail", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All findings about one model."""
+
+    model: str
+    """What was examined."""
+    findings: tuple[Finding, ...]
+    """In the order of the checks."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return not self.faults
+
+    @property
+    def faults(self) -> tuple[Finding, ...]:
+        """The findings that speak against the model."""
+        return tuple(finding for finding in self.findings if finding.is_fault)
+
+    def __getitem__(self, check: str) -> Finding:
+        """The finding of one check."""
+        for finding in self.findings:
+            if finding.check == check:
+                return finding
+        raise KeyError(f"{check!r} was not checked. Checked: {[f.check for f in self.findings]}.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        findings = [asdict(finding) for finding in self.findings]
+        return {"model": self.model, "passed": self.passed, "findings": findings}
+
+    def __str__(self) -> str:
+        width = max(len(finding.check) for finding in self.findings)
+        lines = [self.model]
+        for finding in self.findings:
+            measured = "" if finding.error is None else f"{finding.error:9.1e}"
+            line = f"  {_SIGNS[finding.status]}  {finding.check:{width}}  {measured:9}"
+            lines.append(f"{line}  {finding.detail}".rstrip())
+        verdict = "passed" if self.passed else f"{len(self.faults)} faults"
+        return "\n".join([*lines, f"  {verdict}"])

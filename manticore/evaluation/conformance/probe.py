@@ -1,0 +1,134 @@
+"""A model on the examination table: one way to call any causal language model, and its truth.
+
+The truth of every check is the model itself, run whole: one sequence at a time, without padding,
+without a cache. What a check compares with it should be the same numbers by another road.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manticore.seeds import torch_generator
+
+# How the families name the argument, and the output, that carries the past.
+_CACHE_NAMES = ("past_key_values", "cache_params", "state")
+
+
+class NotApplicable(Exception):
+    """Why a check says nothing about this model."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A model in evaluation mode and three rows of token ids to try it on.
+
+    B = 3 rows, T tokens, V vocabulary.
+    """
+
+    model: Any
+    seq_len: int = 20
+    """T; the longest context that any check makes."""
+    seed: int = 0
+    """Draws the tokens."""
+    pad_id: int = 0
+    """Stands at padding; its value must not matter."""
+    _truth: dict[int, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """Token ids (B, T), uniform over the vocabulary."""
+        generator = torch_generator(self.seed, "conformance")
+        table: nn.Embedding = self.model.get_input_embeddings()
+        shape = (3, self.seq_len)
+        ids = torch.randint(1, table.num_embeddings, shape, generator=generator)
+        return ids.to(table.weight.device)
+
+    def truth(self, row: int) -> Tensor:
+        """Logits (T, V) of one row, run whole and alone."""
+        if row not in self._truth:
+            with torch.no_grad():
+                self._truth[row] = self.call(self.ids[row : row + 1]).logits[0].float()
+        return self._truth[row]
+
+    @property
+    def truths(self) -> Tensor:
+        """Logits (B, T, V) of all rows, each run alone."""
+        return torch.stack([self.truth(row) for row in range(len(self.ids))])
+
+    @cached_property
+    def arguments(self) -> frozenset[str]:
+        """Names that the model's forward takes, the ones behind `**kwargs` not included."""
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return frozenset(inspect.signature(model.forward).parameters)
+
+    @cached_property
+    def cache_name(self) -> str:
+        """The argument that carries the past."""
+        for name in _CACHE_NAMES:
+            if name in self.arguments:
+                return name
+        raise NotApplicable("its forward takes no cache")
+
+    @property
+    def keeps_mask(self) -> bool:
+        """Whether a token behind the cache still comes with a mask over all tokens."""
+        return self.cache_name == "past_key_values"
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether forward has an argument for positions."""
+        return "position_ids" in self.arguments
+
+    def call(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool = False,
+    ) -> Any:
+        """The model's output; arguments that it does not know are left out."""
+        options: dict[str, Any] = {"use_cache": use_cache, "return_dict": True}
+        if mask is not None:
+            options["attention_mask"] = mask
+        if positions is not None and self.takes_positions:
+            options["position_ids"] = positions
+        if cache is not None:
+            options[self.cache_name] = cache
+        return self.model(input_ids=ids, **options)
+
+    def in_pieces(self, row: int, cuts: list[int], with_positions: bool) -> Tensor:
+        """Logits (T, V) of one row that is fed in pieces, each behind the cache of the others.
+
+        Args:
+            cuts: where the pieces end, the last one at T.
+            with_positions: give absolute positions; else the model counts by itself.
+        """
+        cache, outputs, start = None, [], 0
+        for end in cuts:
+            positions = torch.arange(start, end, device=self.ids.device)[None]
+            output = self.call(
+                self.ids[row : row + 1, start:end],
+                positions=positions if with_positions else None,
+                cache=cache,
+                use_cache=True,
+            )
+            cache = getattr(output, self.cache_name, None)
+            if cache is None:
+                raise NotApplicable("it returns no cache")
+            outputs.append(output.logits[0].float())
+            start = end
+        return torch.cat(outputs)
+
+
+def relative_error(found: Tensor, truth: Tensor) -> float:
+    """Largest difference over the largest true value; infinite if something is not finite."""
+    if found.shape != truth.shape or not torch.isfinite(found).all():
+        return float("inf")
+    return ((found - truth).abs().max() / truth.abs().max().clamp(min=1e-12)).item()

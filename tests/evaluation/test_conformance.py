@@ -1,0 +1,189 @@
+"""The doctor passes sound models, and finds faults that were put there or that upstream has."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from manticore.cli.main import main
+from manticore.evaluation.conformance import check_names, doctor
+from manticore.evaluation.conformance.small_models import small_model
+from manticore.models.fast_paths import bind_fast_paths
+
+SOUND = ("llama", "gpt_neox", "gpt2", "mamba2", "qwen3_next", "falcon_h1", "lfm2")
+# What is known to be wrong in transformers 5.23 (multi-token continuation of a cache, positions
+# counted by a layer that knows none, a mask that is ignored, a matrix read past its module).
+UPSTREAM = {
+    "mamba": {"chunked-prefill", "adapter-reach"},
+    "falcon_mamba": {"chunked-prefill", "adapter-reach"},
+    "jamba": {"chunked-prefill", "chunked-prefill-with-positions", "adapter-reach"},
+    "bamba": {"decode", "chunked-prefill"},
+    "rwkv": {"left-padding", "padded-decode", "padded-generate"},
+}
+
+
+@pytest.mark.parametrize("family", SOUND)
+def test_a_sound_family_passes_every_check(family):
+    report = doctor(small_model(family))
+    assert report.passed, str(report)
+    assert [finding.check for finding in report.findings] == check_names()
+
+
+@pytest.mark.parametrize("family", sorted(UPSTREAM))
+def test_faults_of_upstream_are_found_without_being_told(family):
+    report = doctor(small_model(family))
+    assert {finding.check for finding in report.faults} == UPSTREAM[family], str(report)
+
+
+def test_our_scan_mends_mamba():
+    model = small_model("mamba")
+    bind_fast_paths(model)
+    assert doctor(model).passed
+
+
+def look_ahead(model):
+    """A token sees the next one."""
+    model.model.layers[0].register_forward_hook(
+        lambda module, inputs, output: output + 0.01 * output.roll(-1, dims=1)
+    )
+
+
+def count_from_zero(model):
+    """Positions start again at every piece."""
+    rotary = model.model.rotary_emb
+    forward = rotary.forward
+    rotary.forward = lambda x, position_ids: forward(x, position_ids - position_ids[:, :1])
+
+
+def mix_the_batch(model):
+    """Rows see each other."""
+    model.model.layers[1].register_forward_hook(
+        lambda module, inputs, output: output - 0.1 * output.mean(dim=0, keepdim=True)
+    )
+
+
+def remember_a_run(model):
+    """The module keeps something of every run."""
+    runs = []
+
+    def drift(module, inputs, output):
+        runs.append(1)
+        return output * (1 + 0.01 * len(runs))
+
+    model.model.layers[2].register_forward_hook(drift)
+
+
+def cut_a_gradient(model):
+    """One layer is run on detached inputs of its feed-forward part."""
+    mlp = model.model.layers[3].mlp
+    forward = type(mlp).forward
+    mlp.forward = lambda x: forward(mlp, x).detach()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "check"),
+    [
+        (look_ahead, "causality"),
+        (count_from_zero, "decode"),
+        (count_from_zero, "chunked-prefill-with-positions"),
+        (mix_the_batch, "batch"),
+        (remember_a_run, "repeatability"),
+        (cut_a_gradient, "gradient-reach"),
+    ],
+)
+def test_a_fault_that_was_put_in_is_found(break_it, check):
+    model = small_model("llama")
+    break_it(model)
+    report = doctor(model, [check])
+    assert report[check].status == "fail", str(report)
+
+
+def test_a_weight_that_is_not_saved_is_found(monkeypatch):
+    model = small_model("llama")
+    save = type(model).save_pretrained
+
+    def forget(self, folder, **options):
+        state = {name: t for name, t in self.state_dict().items() if "layers.2.mlp.up" not in name}
+        save(self, folder, state_dict=state, **options)
+
+    monkeypatch.setattr(type(model), "save_pretrained", forget)
+    assert doctor(model, ["save-and-load"])["save-and-load"].status == "fail"
+
+
+def test_a_bypassed_projection_is_named(monkeypatch):
+    model = small_model("llama")
+    mlp_class = type(model.model.layers[0].mlp)
+    monkeypatch.setattr(
+        mlp_class,
+        "forward",
+        lambda mlp, x: nn.functional.linear(
+            mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x), mlp.down_proj.weight
+        ),
+    )
+    finding = doctor(model, ["adapter-reach"])["adapter-reach"]
+    assert finding.status == "fail"
+    assert "model.layers.0.mlp.down_proj" in finding.detail
+    assert "up_proj" not in finding.detail
+
+
+def test_a_model_that_raises_is_a_finding_and_not_a_crash():
+    model = small_model("llama")
+
+    def refuse(module, inputs, output):
+        raise RuntimeError("no kernel for this device")
+
+    model.model.layers[0].register_forward_hook(refuse)
+    finding = doctor(model, ["decode"])["decode"]
+    assert finding.status == "error"
+    assert "no kernel for this device" in finding.detail
+
+
+def test_the_model_comes_back_as_it_was():
+    model = small_model("llama").train()
+    model.model.layers[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    doctor(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_bad_input_says_what_is_allowed():
+    model = small_model("llama")
+    with pytest.raises(ValueError, match="Did you mean 'decode'"):
+        doctor(model, ["decod"])
+    with pytest.raises(ValueError, match="seq_len=5 is too short"):
+        doctor(model, seq_len=5)
+    with pytest.raises(ValueError, match="Did you mean 'mamba2'"):
+        small_model("mamba-2")
+
+
+def test_the_verb_writes_its_tables_and_fails_for_a_faulty_model(tmp_path, capsys):
+    files = {kind: tmp_path / f"found.{kind}" for kind in ("json", "html", "md")}
+    words = ["doctor", "--family", "llama", "jamba", "--check", "decode", "chunked-prefill"]
+    outputs = ["--out", files["json"], "--html", files["html"], "--markdown", files["md"]]
+    assert main([*words, *map(str, outputs)]) == 1
+    assert "FAIL" in capsys.readouterr().out
+    record = json.loads(files["json"].read_text())
+    assert [report["passed"] for report in record["reports"]] == [True, False]
+    assert "1 of 2 models pass" in files["html"].read_text()
+    assert "| jamba | ok | **wrong" in files["md"].read_text()
+
+
+def test_the_verb_examines_a_folder_and_refuses_what_is_none(tmp_path, capsys):
+    small_model("llama").save_pretrained(tmp_path / "model")
+    assert main(["doctor", str(tmp_path / "model"), "--check", "causality", "batch"]) == 0
+    assert main(["doctor", str(tmp_path / "nothing")]) == 2
+    assert "does not load as a causal language model" in capsys.readouterr().err
+    assert main(["doctor", "--family", "lama"]) == 2
+    assert "Did you mean 'llama'" in capsys.readouterr().err
+
+
+def test_a_hybrid_passes_every_check():
+    from tests.hybrids.pairs import build
+
+    assert doctor(build(num_blocks=2)).passed
