@@ -26,8 +26,11 @@ def causal_conv(padded: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
         (batch, seq, channels). Position t sees positions t - K + 1 to t.
     """
     taps = weight.t().contiguous()
-    # Without gradients the autograd function is only its price, most of a decoded token's.
-    convolve = _ShiftAndAdd.apply if torch.is_grad_enabled() else _ShiftAndAdd.forward
+    # Without gradients the autograd function is only its price, most of a decoded token's; but it
+    # is what knows how to map over stacked weights.
+    is_mapped = torch._C._functorch.is_functorch_wrapped_tensor(taps)
+    plain = not torch.is_grad_enabled() and not is_mapped
+    convolve = _ShiftAndAdd.forward if plain else _ShiftAndAdd.apply
     y: Tensor = convolve(padded, taps)
     return y if bias is None else y + bias
 

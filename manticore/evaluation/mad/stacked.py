@@ -91,6 +91,7 @@ class Stack:
         self.all_buffers = _stacked_buffers(models)
         self.buffers = self.all_buffers
         self.leaves: dict[str, Tensor] = {}
+        self.unused: list[str] = []
         self._make_leaves()
 
     def logits(self, inputs: Tensor, *, each: bool) -> Tensor:
@@ -108,9 +109,14 @@ class Stack:
         return mapped(self.leaves, self.buffers, inputs)
 
     def gradients(self, loss: Tensor) -> Tensor:
-        """Gradients (P, N) of a sum of the trials' losses; zero where a weight has no part."""
+        """Gradients (P, N) of a sum of the trials' losses.
+
+        Weights without a part in the loss get zero and are noted as `unused`: separate runs know
+        no gradient of them, and let no decay act.
+        """
         leaves = list(self.leaves.values())
         found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        self.unused = [name for name, g in zip(self.leaves, found, strict=True) if g is None]
         flat = [
             (torch.zeros_like(leaf) if gradient is None else gradient).flatten(1)
             for leaf, gradient in zip(leaves, found, strict=True)

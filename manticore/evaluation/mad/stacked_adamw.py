@@ -29,11 +29,8 @@ class StackedAdamW:
         weights = stack.weights
         self.mean, self.square = torch.zeros_like(weights), torch.zeros_like(weights)
         self.points = list(points)
-        parts = [
-            torch.full((p.numel(),), float(settings.decay == "all" or decays(p)))
-            for p in stack.parameters.values()
-        ]
-        self.decayed = torch.cat(parts).to(weights.device)  # (N,), 1 where decay acts
+        self._unused: list[str] = []
+        self.decayed = self._where_decay_acts()  # (N,), 1 where it does
         self._set_columns()
 
     @torch.no_grad()
@@ -49,6 +46,9 @@ class StackedAdamW:
             norms = gradients.norm(dim=1, keepdim=True)
             gradients.mul_((settings.grad_clip / (norms + 1e-6)).clamp(max=1.0))
         rates = self._rates(step)  # (P, 1)
+        if self._unused != self.stack.unused:
+            self._unused = self.stack.unused
+            self.decayed = self._where_decay_acts()
         if self.any_decay:
             weights.addcmul_(weights * self.decayed, rates * self.decay, value=-1)
         self.mean.lerp_(gradients, 1 - beta1)
@@ -63,6 +63,18 @@ class StackedAdamW:
         self.mean, self.square = self.mean[rows], self.square[rows]
         self.points = [self.points[row] for row in rows]
         self._set_columns()
+
+    def _where_decay_acts(self) -> Tensor:
+        parts = [
+            torch.full(
+                (parameter.numel(),),
+                float(
+                    (self.settings.decay == "all" or decays(parameter)) and name not in self._unused
+                ),
+            )
+            for name, parameter in self.stack.parameters.items()
+        ]
+        return torch.cat(parts).to(self.stack.weights.device)
 
     def _set_columns(self) -> None:
         device = self.stack.weights.device
