@@ -16,6 +16,7 @@ from manticore.hybrids.modeling_backbone import ManticoreModel, ManticoreModelOu
 from manticore.hybrids.modeling_base import ManticorePreTrainedModel
 from manticore.hybrids.streams import read
 from manticore.models import pretrained
+from manticore.models.families import has_head_bias
 
 __all__ = ["ManticoreForCausalLM", "ManticoreModel", "ManticorePreTrainedModel"]
 
@@ -175,7 +176,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
 
 def new_head(config: ManticoreConfig, component: PreTrainedConfig) -> nn.Linear:
     """An output projection of the hybrid's vocabulary for one component."""
-    has_bias = bool(getattr(component, "head_bias", False))
+    has_bias = has_head_bias(component)
     return nn.Linear(component.hidden_size, config.vocab_size, bias=has_bias)
 
 

@@ -33,6 +33,8 @@ class Family:
     """Attribute of the norm after the last layer."""
     position_table: str | None = None
     """Attribute of the learned position table, added once at the entry; None: no table."""
+    head_bias: bool = False
+    """Whether every language model head of the family has a bias; see `has_head_bias`."""
     entry_dropout: str | None = None
     """Attribute of the dropout on the embeddings, applied once at the entry."""
     layer_cache: str | None = None
@@ -101,6 +103,29 @@ FAMILIES = {
             layer_cache="past_key_values",
             rotary="rotary_emb",
         ),
+        *(
+            Family(
+                model_type=model_type,
+                layers="layers",
+                final_norm="norm",
+                layer_cache="past_key_values",
+                rotary="rotary_emb",
+            )
+            for model_type in ("mistral", "qwen2", "qwen3", "olmo2", "phi3")
+        ),
+        # Two rotary tables and two masks, by kind of layer: left to the base model.
+        Family(model_type="gemma2", layers="layers", final_norm="norm"),
+        Family(model_type="gemma3_text", layers="layers", final_norm="norm"),
+        Family(
+            model_type="phi",
+            layers="layers",
+            final_norm="final_layernorm",
+            entry_dropout="embed_dropout",
+            head_bias=True,
+            layer_cache="past_key_values",
+            rotary="rotary_emb",
+        ),
+        Family(model_type="falcon", layers="h", final_norm="ln_f"),
         Family(
             model_type="gpt2",
             layers="h",
@@ -147,6 +172,11 @@ def check_supported(config: PreTrainedConfig) -> Family:
             "encoder-decoder model. Only decoder-only language models can be components."
         )
     return family
+
+
+def has_head_bias(config: PreTrainedConfig) -> bool:
+    """Whether the language model head of this model has a bias."""
+    return check_supported(config).head_bias or bool(getattr(config, "head_bias", False))
 
 
 def unsupported_message(model_type: object) -> str:

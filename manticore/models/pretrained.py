@@ -162,13 +162,16 @@ def run_layers(
 
 def component_logits(config: PreTrainedConfig, head: nn.Module, hidden: Tensor) -> Tensor:
     """Logits (B, T, V) of final hidden states (B, T, d), as in the component's own model."""
-    return check_supported(config).logits(head, hidden)
+    logits = check_supported(config).logits(head, hidden)
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def has_plain_logits(config: PreTrainedConfig, head: nn.Module) -> bool:
     """Whether logits are `hidden @ head.weight.T` and nothing more (but for their dtype)."""
     check_supported(config)
-    return is_plain_linear(head) and head.bias is None
+    is_capped = getattr(config, "final_logit_softcapping", None) is not None
+    return is_plain_linear(head) and head.bias is None and not is_capped
 
 
 def has_float32_logits(config: PreTrainedConfig) -> bool:

@@ -41,8 +41,8 @@ def is_plain_token(hidden: Tensor, attention_mask: Tensor | None) -> bool:
 def takes_token(base: PreTrainedModel) -> bool:
     """Whether `run_token` knows how to call this model's layers."""
     family = check_supported(base.config)
-    if family.layer_cache is None:
-        return False
+    if family.layer_cache is None or getattr(base.config, "sliding_window", None):
+        return False  # a window needs a mask once the cache is longer
     return family.is_recurrent or base.config._attn_implementation in _MASKLESS_ATTENTION
 
 

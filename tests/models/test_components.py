@@ -9,7 +9,7 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen2Config
+from transformers import BloomConfig, PreTrainedModel
 
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.pretrained import (
@@ -303,6 +303,14 @@ LORA_TARGETS = {
     "gpt2": ["c_attn", "c_fc"],
     "gpt_neo": ["q_proj", "c_fc"],
     "mamba": ["in_proj", "x_proj"],
+    "manticore_mixers": ["q", "output"],
+    **{
+        family: ["q_proj", "down_proj"]
+        for family in ("mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2")
+    },
+    "phi": ["q_proj", "fc1"],
+    "phi3": ["qkv_proj", "down_proj"],
+    "falcon": ["query_key_value", "dense_h_to_4h"],
 }
 
 
@@ -409,8 +417,8 @@ def test_models_without_a_table_accept_any_length(family: str, limit: int | None
 
 
 def test_a_family_without_a_row_is_named_with_those_that_have_one() -> None:
-    with pytest.raises(UnsupportedFamilyError, match=r"'qwen2'.*Known: .*gpt_neox.*mamba.*Choose"):
-        check_supported(Qwen2Config())
+    with pytest.raises(UnsupportedFamilyError, match=r"'bloom'.*Known: .*gpt_neox.*mamba.*Choose"):
+        check_supported(BloomConfig())
 
 
 def test_a_decoder_with_cross_attention_is_refused() -> None:

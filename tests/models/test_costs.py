@@ -15,8 +15,6 @@ from transformers.models.mamba import modeling_mamba
 
 from manticore.mixers.selective_scan import selective_scan_naive
 from manticore.models.costs import (
-    SCAN_BACKWARD,
-    SCAN_FORWARD,
     CacheBytes,
     Cost,
     Flops,
@@ -27,10 +25,16 @@ from manticore.models.costs import (
     head_cost,
     layer_cost,
 )
+from manticore.models.families import check_supported
 from manticore.models.fast_paths import bind_fast_paths
+from manticore.models.layer_shapes import SCAN_BACKWARD, SCAN_FORWARD
 from tests.models.tiny import ALL_TINY, tiny, tiny_config, token_ids
 
 every_model = pytest.mark.parametrize(("family", "variant"), ALL_TINY)
+# Models built from mixers count by their mixers' formulas, which tests/mixers compares.
+counted_by_torch = pytest.mark.parametrize(
+    ("family", "variant"), [case for case in ALL_TINY if case[0] != "manticore_mixers"]
+)
 MATMULS = ("mm", "addmm", "bmm", "baddbmm")
 
 
@@ -58,6 +62,12 @@ def expected_by_torch(flops: Flops) -> int:
     return flops.matmul + flops.attention + flops.convolution
 
 
+def eager(family: str, variant: int) -> PreTrainedModel:
+    """A model whose attention torch can count: not the fused one of a CPU."""
+    options = {} if family == "mamba" else {"attn_implementation": "eager"}
+    return tiny(family, variant=variant, **options)
+
+
 @every_model
 def test_parameters_equal_those_of_the_built_model(family: str, variant: int) -> None:
     model = tiny(family, variant=variant)
@@ -65,19 +75,20 @@ def test_parameters_equal_those_of_the_built_model(family: str, variant: int) ->
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     tables = {id(model.get_input_embeddings().weight): model.get_input_embeddings().weight}
     tables[id(model.get_output_embeddings().weight)] = model.get_output_embeddings().weight
-    if hasattr(model.base_model, "wpe"):
-        tables[0] = model.base_model.wpe.weight
+    if check_supported(model.config).has_position_table(model.config):
+        positions = getattr(model.base_model, check_supported(model.config).position_table)
+        tables[0] = positions.weight
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        tables[1] = model.get_output_embeddings().bias
     assert cost.embedding_parameters == sum(table.numel() for table in tables.values())
 
 
-@every_model
+@counted_by_torch
 @pytest.mark.parametrize("backward", [False, True])
 def test_flops_equal_torchs_count(family: str, variant: int, backward: bool) -> None:
     # Long, because the convolution of Hugging Face also computes kernel - 1 positions it drops.
     batch, seq_len = 1, 48
-    model = tiny(family, variant=variant)
-    if family != "mamba":
-        model.set_attn_implementation("eager")  # torch counts no fused attention on a CPU
+    model = eager(family, variant)
     ids = token_ids(model, batch, seq_len)
 
     def run() -> None:
@@ -111,15 +122,13 @@ def test_convolution_flops_equal_torchs_count(variant: int, backward: bool) -> N
     assert conv.groups * sum(counted(run).values()) == pytest.approx(wanted, rel=0.01)
 
 
-@every_model
+@counted_by_torch
 @pytest.mark.parametrize("context", [1, 2, 30])
 @torch.no_grad()
 def test_decode_flops_equal_torchs_count(family: str, variant: int, context: int) -> None:
-    model = tiny(family, variant=variant)
+    model = eager(family, variant)
     if family == "mamba":
         bind_fast_paths(model)
-    else:
-        model.set_attn_implementation("eager")
     ids, cache = token_ids(model, 1, context), DynamicCache(config=model.config)
     cache_name = "cache_params" if family == "mamba" else "past_key_values"
     if context > 1:
@@ -217,7 +226,7 @@ def cached_tensors(model: PreTrainedModel, cache: DynamicCache) -> Iterator[tupl
             yield "kv", layer.values
 
 
-@every_model
+@counted_by_torch
 @pytest.mark.parametrize("length", [1, 9, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
@@ -234,6 +243,18 @@ def test_cache_bytes_equal_those_of_the_filled_cache(
     for kind, tensor in cached_tensors(model, cache):
         held[kind] += tensor.numel() * tensor.itemsize
     assert cache_bytes(model.config, length, dtype) == CacheBytes(**held)
+
+
+@pytest.mark.parametrize("variant", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_cache_bytes_of_mixers_are_those_of_their_states(variant: int, dtype: torch.dtype) -> None:
+    model, length = tiny("manticore_mixers", variant=variant).to(dtype), 40
+    cache = model(token_ids(model, 1, length), use_cache=True).past_key_values
+    tensors = [t for layer in cache.layers for t in layer.state.values()]
+    # A mixer may also count its tokens, eight bytes or so for each layer.
+    held = sum(t.numel() * t.itemsize for t in tensors if t.is_floating_point())
+    assert cache_bytes(model.config, length, dtype).total == held
 
 
 @every_model

@@ -10,6 +10,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+import manticore  # noqa: F401 (its own model families are then known to transformers)
+from tests.models.attention_families import ATTENTION_FAMILIES
+
 VARIANTS = (0, 1, 2)
 MAX_POSITIONS = 64
 
@@ -54,7 +57,18 @@ _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         {"hidden_size": 40, "num_hidden_layers": 5, "state_size": 16, "time_step_rank": 7,
          "residual_in_fp32": False},
     ),
+    "manticore_mixers": (
+        {"d_model": 32, "layers": [
+            {"mixer": "deltanet", "n_heads": 4}, {"mixer": "gated-deltanet", "n_heads": 4},
+            {"mixer": "deltanet", "n_heads": 4}, {"mixer": "gated-deltanet", "n_heads": 4}]},
+        {"d_model": 24, "norm": "layer", "tie_word_embeddings": True, "positions": "sinusoidal",
+         "layers": [{"mixer": "deltanet", "n_heads": 2}, {"mixer": "deltanet", "n_heads": 4},
+          {"mixer": "gated-deltanet", "n_heads": 2}]},
+        {"d_model": 40, "positions": "learned", "head_bias": False, "layers": [
+            {"mixer": "deltanet", "n_heads": 4}] * 5},
+    ),
 }  # fmt: skip
+_SETTINGS |= ATTENTION_FAMILIES
 FAMILY_NAMES = tuple(_SETTINGS)
 ALL_TINY = [(family, variant) for family in FAMILY_NAMES for variant in VARIANTS]
 
@@ -67,7 +81,10 @@ def tiny_config(family: str, variant: int = 0, **overrides: Any) -> PreTrainedCo
         "eos_token_id": 1,
         "pad_token_id": 2,
     }
-    if family != "mamba":
+    if family == "manticore_mixers":
+        learned = _SETTINGS[family][variant].get("positions") == "learned"
+        shared["max_position_embeddings"] = MAX_POSITIONS if learned else None
+    elif family != "mamba":
         shared["max_position_embeddings"] = MAX_POSITIONS
     if family == "gpt2":
         shared |= {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
@@ -87,7 +104,9 @@ def tiny(family: str, seed: int = 0, variant: int = 0, **overrides: Any) -> PreT
 
 def _randomise(name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
     noise = torch.randn(parameter.shape, generator=generator)
-    if name.endswith("A_log"):
+    if ".mixer." in name and "model.layers" in name:
+        parameter.add_(0.02 * noise)  # mixers know better how their weights start
+    elif name.endswith("A_log"):
         states = torch.arange(1, parameter.shape[1] + 1, dtype=torch.float32)
         parameter.copy_(torch.log(states) + 0.1 * noise)
     elif name.endswith(("dt_proj.bias", "mixer.D")):

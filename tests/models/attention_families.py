@@ -1,0 +1,71 @@
+"""Settings of tiny attention models: grouped heads, windows, tied tables, lists of layer kinds."""
+
+from typing import Any
+
+_SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
+          "intermediate_size": 48}  # fmt: skip
+_NARROW = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3,
+           "intermediate_size": 40}  # fmt: skip
+_DEEP = {"hidden_size": 40, "num_hidden_layers": 5, "num_attention_heads": 4,
+         "intermediate_size": 56}  # fmt: skip
+_GROUPED: tuple[dict[str, Any], ...] = (
+    {**_SMALL, "num_key_value_heads": 2},
+    {**_NARROW, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    {**_DEEP, "num_key_value_heads": 4},
+)
+
+
+def _grouped(*changes: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    return tuple({**base, **change} for base, change in zip(_GROUPED, changes, strict=True))
+
+
+def _window_kinds(depth: int, full_every: int) -> list[str]:
+    return [
+        "full_attention" if (index + 1) % full_every == 0 else "sliding_attention"
+        for index in range(depth)
+    ]
+
+
+ATTENTION_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
+    "mistral": _grouped(
+        {"sliding_window": None, "head_dim": 8},
+        {"sliding_window": 5, "head_dim": 16},
+        {"sliding_window": 9, "head_dim": 10},
+    ),
+    "qwen2": _grouped(
+        {},
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+        {
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "layer_types": _window_kinds(5, full_every=2),
+        },
+    ),
+    "qwen3": _grouped({"head_dim": 8}, {"head_dim": 16, "attention_bias": True}, {"head_dim": 10}),
+    "gemma2": _grouped(
+        {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
+        {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 5},
+        {"head_dim": 10, "query_pre_attn_scalar": 10, "sliding_window": 64,
+         "final_logit_softcapping": None, "attn_logit_softcapping": None},
+    ),
+    "gemma3_text": _grouped(
+        {"head_dim": 8, "sliding_window": 6, "layer_types": _window_kinds(4, full_every=2)},
+        {"head_dim": 16, "sliding_window": 5, "layer_types": _window_kinds(3, full_every=3)},
+        {"head_dim": 10, "sliding_window": 8, "layer_types": _window_kinds(5, full_every=4)},
+    ),
+    "phi": _grouped(
+        {"partial_rotary_factor": 0.5},
+        {"partial_rotary_factor": 0.5, "tie_word_embeddings": False},
+        {"partial_rotary_factor": 1.0, "qk_layernorm": True},
+    ),
+    "phi3": _grouped({}, {"tie_word_embeddings": False}, {"partial_rotary_factor": 1.0}),
+    "falcon": (
+        {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "ffn_hidden_size": 48},
+        {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "alibi": True,
+         "multi_query": False, "bias": True, "parallel_attn": False},
+        {"hidden_size": 40, "num_hidden_layers": 5, "num_attention_heads": 4, "num_kv_heads": 2,
+         "new_decoder_architecture": True, "tie_word_embeddings": False},
+    ),
+    "olmo2": _grouped({}, {"attention_bias": True}, {}),
+}  # fmt: skip
