@@ -1,0 +1,159 @@
+"""Options that name architectures for MAD, shared by its verbs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from manticore.evaluation.mad.entry import Entry
+    from manticore.evaluation.mad.protocol import Protocol
+
+
+def add_entries(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which architectures take part."""
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        metavar="MIXER",
+        help="mixers from the first to the last, as in mh-attention swiglu; with settings as in "
+        "mamba:d_state=16,expand=2",
+    )
+    parser.add_argument(
+        "--preset", nargs="+", default=[], metavar="NAME", help="named architectures, as in Mamba"
+    )
+    parser.add_argument(
+        "--module",
+        metavar="PKG:CLASS",
+        help="your own token mixer, built as CLASS(d_model); it is called module in --layers",
+    )
+    parser.add_argument(
+        "--hf-config", nargs="+", default=[], metavar="FILE", help="config.json of any causal LM"
+    )
+    parser.add_argument("--name", help="what the architecture of --layers is called")
+    parser.add_argument("--d-model", type=int, help="width (default: the protocol's)")
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how they are measured."""
+    parser.add_argument("--profile", default="pocket", help="pocket (default), baseline or full")
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="only these, by name or as CR NR FR M C SC"
+    )
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="option=value",
+        help="another task option in all settings that have it, as in seq_len=64; the scores then "
+        "belong to a protocol of their own",
+    )
+    parser.add_argument(
+        "--compat",
+        choices=("fixed", "mad-lab"),
+        default="fixed",
+        help="mad-lab: the original's data, selection on test, and accuracy",
+    )
+
+
+def add_execution(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where it runs."""
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 on (default 1)")
+    parser.add_argument("--workers", type=int, default=1, help="trainings at once (default 1)")
+    parser.add_argument(
+        "--executor", choices=("local", "ray"), default="local", help="local pool (default) or Ray"
+    )
+
+
+def entries_of(args: argparse.Namespace, d_model: int) -> list[Entry]:
+    """The architectures that the options name, checked.
+
+    Raises:
+        ValueError: none is named, or one cannot be built.
+    """
+    from manticore.evaluation.mad.entry import Entry, entry_of_layers
+
+    found: list[Entry] = []
+    if args.name and not args.layers:
+        raise ValueError("--name is for --layers. Leave it out, or give --layers.")
+    if args.module and not args.layers:
+        args.layers = ["module", "swiglu", "module", "swiglu"]
+    if args.layers:
+        name = args.name or (args.module.rpartition(":")[2] if args.module else None)
+        found.append(entry_of_layers(args.layers, d_model, name=name, module=args.module))
+    found += [_preset(name, d_model) for name in args.preset]
+    for path in args.hf_config:
+        found.append(Entry(name=Path(path).stem, hf_config=_read_config(Path(path))))
+    if not found:
+        raise ValueError(
+            "No architecture is named. Give --layers mh-attention swiglu mamba swiglu, --preset "
+            "Mamba, --module pkg:Class or --hf-config config.json."
+        )
+    return _told_apart(found)
+
+
+def protocol_of_options(args: argparse.Namespace) -> Protocol:
+    """The protocol that the options describe."""
+    from manticore.evaluation.mad import protocol
+    from manticore.evaluation.mad.settings import changed_settings
+
+    found = protocol(args.profile, args.compat)
+    if args.tasks:
+        found = found.only(args.tasks)
+    if not args.changes:
+        return found
+    changes = dict(_parse_setting(word) for word in args.changes)
+    name = f"{found.name}, {', '.join(f'{k}={v}' for k, v in changes.items())}"
+    settings = changed_settings(found.settings, changes)
+    return dataclasses.replace(found, name=name, settings=settings)
+
+
+def seeds_of(args: argparse.Namespace) -> list[int]:
+    """Seeds 0 and up."""
+    if args.seeds < 1:
+        raise ValueError(f"--seeds {args.seeds}: at least one seed is needed.")
+    return list(range(args.seeds))
+
+
+def _parse_setting(word: str) -> tuple[str, Any]:
+    key, separator, text = word.partition("=")
+    if not separator or not key:
+        raise ValueError(f"{word!r} is not of the form key=value.")
+    try:
+        return key, json.loads(text)
+    except json.JSONDecodeError:
+        return key, text
+
+
+def _preset(name: str, d_model: int) -> Entry:
+    from manticore.evaluation.mad.entry import entry_of_layers
+    from manticore.models.architectures import PRESETS, find_preset
+
+    if find_preset(name) is None:
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"Unknown preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
+    return entry_of_layers([name], d_model)
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ValueError(f"{path} has no model_type. Give a model's config.json.")
+    return config
+
+
+def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two architectures have one name: {', '.join(names)}. Name each once.")
+    return list(entries)

@@ -1,0 +1,192 @@
+"""A folder of trial records: one file for each, written whole or not at all.
+
+```
+sweep.json           which protocol, in which version
+trials/<key>.json    one record for each finished training
+errors/<key>.txt     why a training could not be run, until it can
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from manticore.evaluation.mad.protocol import PROFILES, Protocol
+from manticore.runs import write_json, write_text
+from manticore.runs.files import check_writable, finish_interrupted
+
+SCHEMA = 1
+IDENTITY = ("schema", "profile", "protocol_version", "task_version", "compat")
+
+Record = dict[str, Any]
+
+
+class ResultsFolder:
+    """The records of a protocol. One process writes; any number may read.
+
+    Args:
+        path: the folder; nothing is touched before `open`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def open(self, protocol: Protocol) -> ResultsFolder:
+        """Create the folder, or go on in it.
+
+        Raises:
+            ValueError: it holds another protocol, another version or something else, or another
+                process works in it.
+        """
+        about = sweep_identity(protocol)
+        self.refuse_others(about)
+        check_writable(self.path)
+        # One lock for all objects of this process; a killed process lets go at once.
+        self._held = FileLock(self.path / ".lock", is_singleton=True)
+        try:
+            self._held.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"Another process is working in {self.path}. Wait until it is done, or choose "
+                "another folder with --out."
+            ) from None
+        finish_interrupted(self.path)
+        if not (self.path / "sweep.json").is_file():
+            write_json(self.path / "sweep.json", about)
+        return self
+
+    def close(self) -> None:
+        """Let other processes write."""
+        self._held.release()
+
+    def __enter__(self) -> ResultsFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def has(self, key: str) -> bool:
+        """Whether a trial is finished."""
+        return self._file(key).is_file()
+
+    def read(self, key: str) -> Record:
+        """The record of a finished trial."""
+        return read_record(self._file(key))
+
+    def write(self, key: str, record: Record) -> None:
+        """Keep the record of a finished trial."""
+        write_json(self._file(key), record)
+        self._error_file(key).unlink(missing_ok=True)
+
+    def complain(self, key: str, text: str) -> None:
+        """Keep why a trial could not be run."""
+        write_text(self._error_file(key), text)
+
+    def refuse_others(self, about: Mapping[str, Any]) -> None:
+        """Raise unless the folder is new, empty, or of the same protocol and version."""
+        found = self.path / "sweep.json"
+        if not found.is_file():
+            names = self.path.iterdir() if self.path.is_dir() else iter(())
+            strangers = sorted(p.name for p in names if not p.name.startswith("."))
+            if strangers:
+                raise ValueError(
+                    f"{self.path} is not a folder of MAD results: it holds "
+                    f"{', '.join(strangers[:3])}. Choose a new or empty folder with --out."
+                )
+            return
+        earlier = json.loads(found.read_text(encoding="utf-8"))
+        differing = [
+            f"{key} {earlier.get(key)!r}, now {about[key]!r}"
+            for key in IDENTITY
+            if earlier.get(key) != about[key]
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.path} holds results of another version: {'; '.join(differing)}. Nothing "
+                "was changed. Choose another folder with --out; a board may show both."
+            )
+
+    def _file(self, key: str) -> Path:
+        return self.path / "trials" / f"{key}.json"
+
+    def _error_file(self, key: str) -> Path:
+        return self.path / "errors" / f"{key}.txt"
+
+
+def sweep_identity(protocol: Protocol) -> Record:
+    """What all records of a folder share."""
+    from manticore.tasks.mad import TASK_VERSION
+
+    return {
+        "schema": SCHEMA,
+        "profile": protocol.name,
+        "protocol_version": protocol.version,
+        "task_version": TASK_VERSION,
+        "compat": protocol.compat,
+    }
+
+
+def load_records(paths: Iterable[str | Path]) -> list[Record]:
+    """The records of folders and of files with one record in a line, each key once.
+
+    Raises:
+        ValueError: nothing there, or records that this version does not read.
+    """
+    records: dict[str, Record] = {}
+    for path in map(Path, paths):
+        found = _read_lines(path) if path.is_file() else _read_folder(path)
+        if not found:
+            raise ValueError(f"{path} holds no finished trial. Run `manticore mad run` first.")
+        records.update((record["key"], record) for record in found)
+    return list(records.values())
+
+
+def read_record(path: Path) -> Record:
+    """One record, checked."""
+    try:
+        return _check(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Remove it and run again.") from error
+
+
+def write_lines(path: str | Path, records: Iterable[Record]) -> None:
+    """All records in one file, sorted by key so that equal records give equal bytes."""
+    ordered = sorted(records, key=lambda record: str(record["key"]))
+    lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) for record in ordered]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _read_folder(path: Path) -> list[Record]:
+    if not (path / "sweep.json").is_file():
+        raise ValueError(
+            f"{path} is not a folder of MAD results: it has no sweep.json. Give what "
+            "`manticore mad run --out` wrote, or a .jsonl file of records."
+        )
+    return [read_record(file) for file in sorted((path / "trials").glob("*.json"))]
+
+
+def _read_lines(path: Path) -> list[Record]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [_check(json.loads(line), f"{path}:{i}") for i, line in enumerate(lines, 1) if line]
+
+
+def _check(record: Any, where: str) -> Record:
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else None
+        raise ValueError(
+            f"{where} has schema {found!r}; this version reads schema {SCHEMA}. Known profiles: "
+            f"{', '.join(PROFILES)}. Run the sweep again with this version."
+        )
+    return {**record, "result": _with_numbers(record["result"])}
+
+
+def _with_numbers(value: Any) -> Any:
+    """Turn the words that stand for numbers that JSON lacks (a loss of "nan") into numbers."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    return float(value) if value in ("nan", "inf", "-inf") else value
