@@ -3,9 +3,9 @@
     S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T          y_t = S_t^T q_t
 
 A write first takes out what the key held. Inside a chunk the products of I - b k k^T are kept in
-the WY form, S_t = a.. S_0 + sum_j a.. k_j u_j^T, where the rows u solve a triangular system
-(arXiv:2412.06464, section 3.3). `delta_scan` is the one to use; `delta_scan_naive` is the rule
-written plainly, and the test of the first. The state stays in float32 or better.
+the WY form, S_t = a.. S_0 + sum_j a.. k_j u_j^T, where the rows u solve a triangular system.
+`delta_scan` is the one to use; `delta_scan_naive` is the rule written plainly, and the test of
+the first. The state stays in float32 or better.
 
     B batch, H heads, T time, N chunks, C steps in a chunk, K key size, V value size
 """

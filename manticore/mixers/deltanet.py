@@ -3,8 +3,7 @@
     q, k = norm(f(conv(W_q x))), norm(f(conv(W_k x)))     v = f(conv(W_v x))     b = sigmoid(W_b x)
     S_t = (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T     y_t = W_o RMSNorm(S_t^T q_t / sqrt(K))
 
-for each head (Yang et al., 2024, equations 5 to 9 and section 3.4). The scan and its naive twin
-are in `delta_scan`.
+for each head (Yang et al., 2024). The scan and its naive twin are in `delta_scan`.
 
     B batch, T time, D d_model, H heads, K key size per head, V value size per head
 """

@@ -2,10 +2,10 @@
 
     S_t = diag(w_t) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T          y_t = S_t^T q_t
 
-This is equation 16 of Peng et al., 2025 (arXiv:2503.14456) with the state transposed, so that it
-is (key, value) as everywhere here. Inside a chunk the rows u_t = a_t^T S_{t-1} solve a triangular
-system, as in the delta rule. `dplr_scan` is the one to use; `dplr_scan_naive` is the recurrence
-written plainly, and the test of the first. The state stays in float32 or better.
+This is the recurrence of Peng et al., 2025 (arXiv:2503.14456) with the state transposed, so that
+it is (key, value) as everywhere here. Inside a chunk the rows u_t = a_t^T S_{t-1} solve a
+triangular system, as in the delta rule. `dplr_scan` is the one to use; `dplr_scan_naive` is the
+recurrence written plainly, and the test of the first. The state stays in float32 or better.
 
     B batch, H heads, T time, N chunks, C steps in a chunk, K key size, V value size
 """

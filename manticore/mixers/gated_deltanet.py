@@ -4,7 +4,7 @@
     a_t = exp(-exp(A) softplus(W_a x_t + c))               a decay for each head, as in Mamba-2
     y_t = W_o (RMSNorm(S_t^T q_t / sqrt(K)) silu(W_g x_t))
 
-(Yang, Kautz & Hatamizadeh, 2024, equation 10 and figure 1.) Qwen3-Next's linear layers are this.
+(Yang, Kautz & Hatamizadeh, 2024.) Qwen3-Next's linear layers are this.
 
     B batch, T time, H heads
 """
