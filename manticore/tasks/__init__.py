@@ -1,0 +1,1 @@
+"""Tasks: sequences whose answers are known, made with NumPy alone."""
