@@ -213,11 +213,10 @@ def _value(text: str) -> Any:
 
 
 def _unknown(name: str) -> str:
-    preset = find_preset(name)
-    if preset is not None:
+    if name in PRESETS:
         return (
             f"{name!r} is a whole architecture, not a layer. Give it alone, or its layers: "
-            f"{' '.join(PRESETS[preset])}."
+            f"{' '.join(PRESETS[name])}."
         )
     close = difflib.get_close_matches(name, [*TABLE, *PRESETS], n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from transformers import initialization as init
 
+from manticore.mixers.interface import Mixer, MixerSpec
 from manticore.models.configuration_mixer_lm import MixerLMConfig
 from manticore.models.families import NoPositions
 
@@ -30,6 +31,25 @@ class SinusoidalPositions(nn.Module):
         # Float32 whatever the model's dtype: in bfloat16 neighbouring positions become one.
         angles = position_ids.unsqueeze(-1).float() * self.frequencies.float()
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def new_mixer(spec: MixerSpec, generator: torch.Generator | None) -> Mixer:
+    """The mixer with its first weights, drawn in float32 whatever the default dtype.
+
+    While Hugging Face loads a checkpoint it builds models on the meta device. Mixers are small, so
+    they are built with numbers all the same: no mixer has to know of that device.
+    """
+    dtype, is_loading = torch.get_default_dtype(), torch.get_default_device().type == "meta"
+    torch.set_default_dtype(torch.float32)
+    try:
+        if is_loading:  # numbers that the checkpoint replaces; leave the default generator alone
+            with torch.device("cpu"):
+                mixer = spec.build(torch.Generator().manual_seed(0))
+        else:
+            mixer = spec.build(generator)
+    finally:
+        torch.set_default_dtype(dtype)
+    return mixer if dtype == torch.float32 else mixer.to(dtype)
 
 
 def new_positions(config: MixerLMConfig, generator: torch.Generator | None) -> nn.Module:

@@ -32,6 +32,7 @@ from manticore.models.mixer_parts import (
     linear,
     mark_initialised,
     mask_of_new_tokens,
+    new_mixer,
     new_norm,
     new_positions,
     positions_from,
@@ -77,7 +78,7 @@ class MixerPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # Reached for what from_pretrained built without weights and found in no checkpoint.
         if isinstance(module, Mixer):
-            redraw(module, module.spec.build())
+            redraw(module, new_mixer(module.spec, None))
         elif isinstance(module, SinusoidalPositions):
             redraw(module, SinusoidalPositions(module.d_model))
         elif isinstance(module, nn.Embedding):
@@ -102,7 +103,7 @@ class MixerLayer(GradientCheckpointingLayer):
     ) -> None:
         super().__init__()
         self.norm = new_norm(config)
-        self.mixer = spec.build(generator)
+        self.mixer = new_mixer(spec, generator)
         self.layer_idx = layer_idx
 
     def forward(
