@@ -19,23 +19,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def run_chunks(Q: Tensor, Y: Tensor, M: Tensor, N: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def run_chunks(
+    Q: Tensor, Y: Tensor, M: Tensor, N: Tensor, state: Tensor, seq_len: int
+) -> tuple[Tensor, Tensor]:
     """Apply the maps of the chunks one after another.
 
     Args:
         Q: (batch, heads, chunks, steps, key); Y: (batch, heads, chunks, steps, value).
         M: (batch, heads, chunks, key, key); N: (batch, heads, chunks, key, value).
         state: (batch, heads, key, value) before the first chunk.
+        seq_len: real steps; what fills the last chunk is dropped.
 
     Returns:
-        y: (batch, heads, chunks * steps, value), and the state after the last chunk.
+        y: (batch, heads, seq_len, value), and the state after the last chunk.
     """
     starts = []
     for m, n in zip(M.unbind(2), N.unbind(2), strict=True):
         starts.append(state)
         state = n + m @ state
-    y = Y + Q @ torch.stack(starts, dim=2)
-    return y.flatten(2, 3), state
+    y = (Y + Q @ torch.stack(starts, dim=2)).flatten(2, 3)
+    return (y if y.shape[2] == seq_len else y[:, :, :seq_len]), state
 
 
 def cut(chunk: int, *tensors: Tensor) -> Iterator[Tensor]:

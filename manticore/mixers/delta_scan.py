@@ -56,8 +56,8 @@ def delta_scan(
     with torch.autocast(q.device.type, enabled=False):
         wide, state = _widen(q, k, v, beta, log_decay, initial_state)
         maps = _chunk_maps(*cut(min(chunk, seq_len), *wide))
-        y, state = run_chunks(*maps, state)
-    return y[:, :, :seq_len].to(v.dtype), state
+        y, state = run_chunks(*maps, state, seq_len)
+    return y.to(v.dtype), state
 
 
 def delta_scan_naive(
@@ -105,14 +105,11 @@ def _chunk_maps(
     right = torch.cat([read, beta.unsqueeze(-1) * v], dim=-1)
     solved = torch.linalg.solve_triangular(overlaps, right, upper=False, unitriangular=True)
     into = torch.cat([scores.tril(), keys.mT], dim=-2) @ solved  # (B, H, N, C + K, K + V)
-    old, new = into[..., :n_keys], into[..., n_keys:]
-    steps = q.shape[-2]
-    return (
-        q - old[..., :steps, :],
-        new[..., :steps, :],
-        remains - old[..., steps:, :],
-        new[..., steps:, :],
+    old, new = into.split([n_keys, v.shape[-1]], dim=-1)
+    (old_read, old_kept), (new_read, new_kept) = (
+        part.split([q.shape[-2], n_keys], dim=-2) for part in (old, new)
     )
+    return q - old_read, new_read, remains - old_kept, new_kept
 
 
 def _decay_between(total: Tensor) -> Tensor:

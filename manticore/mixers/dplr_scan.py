@@ -61,8 +61,8 @@ def dplr_scan(
     with torch.autocast(q.device.type, enabled=False):
         wide, state = _widen(q, k, v, a, b, log_decay, initial_state=initial_state)
         maps = _chunk_maps(*cut(chunk, *wide))
-        y, state = run_chunks(*maps, state)
-    return y[:, :, :seq_len].to(v.dtype), state
+        y, state = run_chunks(*maps, state, seq_len)
+    return y.to(v.dtype), state
 
 
 def dplr_scan_naive(
@@ -102,27 +102,27 @@ def _chunk_maps(
     """The four parts of each chunk's map, see `chunk_states`; inputs (B, H, N, C, ...)."""
     steps, n_keys = q.shape[-2:]
     total = log_decay.cumsum(-2)
-    since_start, until_end = torch.exp(total), torch.exp(total[..., -1:, :] - total)
+    at_end = log_decay.sum(-2, keepdim=True)
+    since_start, until_end = torch.exp(total), torch.exp(at_end - total)
     from_start = torch.exp(-total)
     a, q = a * torch.exp(total - log_decay), q * since_start
     # Four triangles of one product: (a, q) reads what (b, k) wrote.
     reads = torch.cat([a, q], dim=-2) @ torch.cat([b * from_start, k * from_start], dim=-2).mT
-    a_b, a_k = reads[..., :steps, :].split(steps, dim=-1)  # a reads before the write of its step
-    q_b, q_k = reads[..., steps:, :].split(steps, dim=-1)  # q reads after it
+    a_reads, q_reads = reads.split(steps, dim=-2)
+    a_b, a_k = a_reads.split(steps, dim=-1)  # a reads before the write of its step
+    q_b, q_k = q_reads.split(steps, dim=-1)  # q reads after it
     # u = `new` + `old` S solves (1 - a_b) u = a S + a_k v; only what is below the diagonal of
     # a_b is read, and the diagonal is 1.
     right = torch.cat([a, a_k.tril(-1) @ v], dim=-1)
     solved = torch.linalg.solve_triangular(-a_b, right, upper=False, unitriangular=True)
     through_b = torch.cat([q_b.tril(), (b * until_end).mT], dim=-2) @ solved  # (.., C + K, K + V)
     through_k = torch.cat([q_k.tril(), (k * until_end).mT], dim=-2) @ v
-    old, new = through_b[..., :n_keys], through_b[..., n_keys:] + through_k
-    remains = torch.diag_embed(since_start[..., -1, :])
-    return (
-        q + old[..., :steps, :],
-        new[..., :steps, :],
-        remains + old[..., steps:, :],
-        new[..., steps:, :],
+    old, new = through_b.split([n_keys, v.shape[-1]], dim=-1)
+    (old_read, old_kept), (new_read, new_kept) = (
+        part.split([steps, n_keys], dim=-2) for part in (old, new + through_k)
     )
+    remains = torch.diag_embed(torch.exp(at_end.squeeze(-2)))
+    return q + old_read, new_read, remains + old_kept, new_kept
 
 
 def _widen(*by_time: Tensor, initial_state: Tensor | None) -> tuple[list[Tensor], Tensor]:

@@ -7,13 +7,14 @@ convolution with two taps, and its state is one token. Before the first token th
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def token_before(x: Tensor, last: Tensor | None) -> Tensor:
     """Shift (batch, seq, width) by one step; `last` (batch, 1, width) comes first, None: zeros."""
     if last is None:
-        last = x.new_zeros(x.shape[0], 1, x.shape[2])
+        return F.pad(x, (0, 0, 1, -1))
     return torch.cat([last.to(x.dtype), x[:, :-1]], dim=1)
 
 
