@@ -37,6 +37,9 @@ class FlopCount(TorchDispatchMode):
         name = packet.__name__
         if packet in flop_registry:
             self.products += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+        elif name == "_scaled_dot_product_flash_attention_for_cpu":
+            attention = torch.ops.aten._scaled_dot_product_flash_attention
+            self.products += flop_registry[attention](*args[:3], out_val=out)
         elif name.startswith("_fft_"):
             self.products += _transform(args[0], out, name)
         elif name not in _NO_ARITHMETIC:
