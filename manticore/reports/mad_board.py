@@ -7,7 +7,7 @@ different tables, because they cannot be compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from markupsafe import Markup
 from manticore.evaluation.mad.pocket import CHOSEN_ON
 from manticore.evaluation.mad.results import Record, load_records
 from manticore.evaluation.mad.score import ArchitectureScore, protocol_of, score
+from manticore.evaluation.mad.settings import SHORT
 from manticore.reports.mad_findings import findings
 from manticore.reports.mad_heatmap import draw_heatmap
 from manticore.reports.mad_published import Comparison, PublishedRow, compare, load_published
@@ -136,7 +137,7 @@ def _section(
     own = [r for r in records if all(r["settings"][k] == v for k, v in identity.items())]
     rules = protocol_of(own[0], own[1:])
     title = f"{identity['profile']}, version {identity['protocol_version']}"
-    title += f" (tasks version {identity['task_version']})"
+    title += f" (tasks version {_versions(identity['task_versions'])})"
     is_original = identity["compat"] == "mad-lab"
     ranks = [rank_table(c, caption) for caption, c in rank_comparisons(scores, rows).items()]
     return BoardSection(
@@ -158,6 +159,14 @@ def _flaws(scores: Sequence[ArchitectureScore]) -> list[str]:
         found += [f"{one.name} diverged: {title}" for title in one.diverged]
         found += [f"{one.name} is missing: {title}" for title in one.missing]
     return found
+
+
+def _versions(versions: Mapping[str, int]) -> str:
+    """One number if all tasks have the same version."""
+    different = sorted(set(versions.values()))
+    if len(different) == 1:
+        return str(different[0])
+    return ", ".join(f"{SHORT[task]} {version}" for task, version in versions.items())
 
 
 def _with_caption(table: Table) -> str:

@@ -75,7 +75,7 @@ def estimate(
     return Estimate(
         trainings=len(planned),
         steps=sum(one.steps for one in planned),
-        tokens=sum(one.steps * _tokens_per_step(one) for one in planned),
+        tokens=sum(one.tokens for one in planned),
         flops=flops,
         hours=hours,
     )
@@ -114,8 +114,4 @@ def _shortened(shared: Mapping[str, Any], steps: int) -> dict[str, Any]:
 
 
 def _work(one: PlannedTrial) -> float:
-    return one.flops if one.flops is not None else float(one.steps * _tokens_per_step(one))
-
-
-def _tokens_per_step(one: PlannedTrial) -> int:
-    return int(one.shared["training"]["batch_size"] * one.shared["options"]["seq_len"])
+    return one.flops if one.flops is not None else float(one.tokens)

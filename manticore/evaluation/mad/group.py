@@ -100,10 +100,10 @@ def bounds_of(shared: dict[str, Any]) -> dict[str, float]:
     """What the best and the most ignorant model reach, for normalisation."""
     from manticore.tasks.mad import ceiling, chance
 
-    options, num_train = shared["options"], shared["num_train"]
+    task, options, compat = shared["task"], shared["options"], shared["compat"]
     return {
-        "ceiling": float(ceiling(shared["task"], num_train=num_train, **options)),
-        "chance": float(chance(shared["task"], **options)),
+        "ceiling": float(ceiling(task, shared["num_train"], compat, **options)),
+        "chance": float(chance(task, compat, **options)),
     }
 
 

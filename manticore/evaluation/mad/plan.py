@@ -10,6 +10,7 @@ from typing import Any
 
 from manticore.evaluation.mad.entry import Entry
 from manticore.evaluation.mad.protocol import Protocol
+from manticore.evaluation.mad.results import task_versions
 from manticore.evaluation.mad.settings import Setting
 from manticore.training.pool import Trial
 
@@ -28,6 +29,8 @@ class PlannedTrial:
     """What the record says beyond the settings: names, and what the model costs."""
     steps: int
     """Optimizer steps if nothing stops it early."""
+    tokens: int
+    """Of all steps."""
     flops: float | None
     """Of the whole training; None for an architecture without formulas."""
 
@@ -106,6 +109,7 @@ def _plan_group(
             ),
             about=about,
             steps=steps,
+            tokens=steps * protocol.batch_size * tokens_of(setting),
             flops=flops,
         )
         for point in points
@@ -117,13 +121,12 @@ def shared_settings(
 ) -> dict[str, Any]:
     """Everything but the point that decides a training, as JSON."""
     from manticore.evaluation.mad.training import TrainSettings
-    from manticore.tasks.mad import TASK_VERSION
 
     training = dataclasses.asdict(TrainSettings(**protocol.training(steps)))
     return {
         "profile": protocol.name,
         "protocol_version": protocol.version,
-        "task_version": TASK_VERSION,
+        "task_versions": task_versions(),
         "compat": protocol.compat,
         **entry.identity,
         "task": setting.task,
@@ -136,10 +139,20 @@ def shared_settings(
     }
 
 
+def tokens_of(setting: Setting) -> int:
+    """Input tokens of one example.
+
+    Raises:
+        ValueError: options that the task does not allow.
+    """
+    from manticore.tasks.mad import example_length
+
+    return example_length(setting.task, **setting.options)
+
+
 def _training_flops(entry: Entry, protocol: Protocol, setting: Setting, steps: int) -> float | None:
     """Forward and backward over all steps; a backward pass counts as two forward ones."""
-    seq_len = int(setting.options["seq_len"])
+    seq_len = tokens_of(setting)
     costs = entry.costs(int(setting.options["vocab_size"]), seq_len)
     per_token = costs["flops_per_token"]
-    batch = min(protocol.batch_size, setting.num_train)
-    return None if per_token is None else 3.0 * per_token * steps * batch * seq_len
+    return None if per_token is None else 3.0 * per_token * steps * protocol.batch_size * seq_len

@@ -21,7 +21,7 @@ from manticore.runs import write_json, write_text
 from manticore.runs.files import check_writable, finish_interrupted
 
 SCHEMA = 1
-IDENTITY = ("schema", "profile", "protocol_version", "task_version", "compat")
+IDENTITY = ("schema", "profile", "protocol_version", "task_versions", "compat")
 
 Record = dict[str, Any]
 
@@ -120,15 +120,20 @@ class ResultsFolder:
 
 def sweep_identity(protocol: Protocol) -> Record:
     """What all records of a folder share."""
-    from manticore.tasks.mad import TASK_VERSION
-
     return {
         "schema": SCHEMA,
         "profile": protocol.name,
         "protocol_version": protocol.version,
-        "task_version": TASK_VERSION,
+        "task_versions": task_versions(),
         "compat": protocol.compat,
     }
+
+
+def task_versions() -> dict[str, int]:
+    """The versions of the six tasks."""
+    from manticore.tasks.mad import MAD_TASKS, TASK_VERSION
+
+    return {task: TASK_VERSION[task] for task in MAD_TASKS}
 
 
 def load_records(paths: Iterable[str | Path]) -> list[Record]:

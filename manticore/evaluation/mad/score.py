@@ -27,7 +27,7 @@ from manticore.evaluation.mad.settings import BASELINES, RECALL_TASKS
 
 ACCURACIES = ("token_accuracy", "macro_accuracy", "exact_match", "batch_macro_accuracy")
 _ENTRY_KEYS = ("layers", "d_model", "module", "hf_config")
-_PROTOCOL_KEYS = ("profile", "protocol_version", "task_version", "compat")
+_PROTOCOL_KEYS = ("profile", "protocol_version", "task_versions", "compat")
 
 
 @dataclass(frozen=True, kw_only=True)
