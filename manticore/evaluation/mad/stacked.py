@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +51,13 @@ def train_stacked(
     best = stack.weights.clone()  # (P, N), the selected weights of every trial
     running = list(range(len(points)))
     optimizer = StackedAdamW(stack, points, settings)
+    orders = {
+        point.seed: BatchOrder(len(data[0][0]), settings.batch_size, point.seed) for point in points
+    }
     losses: list[Tensor] = []
     for step in range(settings.steps):
-        losses.append(_step(stack, optimizer, [points[p] for p in running], data[0], step))
+        batch = _batch([orders[points[p].seed] for p in running], data[0], step)
+        losses.append(_step(stack, optimizer, batch, step))
         on_step(len(running))
         if not settings.evaluates_after(step + 1):
             continue
@@ -179,35 +182,26 @@ def can_stack(build_model: BuildModel, splits: SplitArrays, device: torch.device
 
 
 def _step(
-    stack: Stack,
-    optimizer: StackedAdamW,
-    points: list[Point],
-    data: tuple[Tensor, Tensor],
-    step: int,
+    stack: Stack, optimizer: StackedAdamW, batch: tuple[Tensor, Tensor, bool], step: int
 ) -> Tensor:
     """One step of all running trials; returns their losses (P,)."""
-    settings = optimizer.settings
-    inputs, targets, each = _batches(points, data, settings.batch_size, step)
+    inputs, targets, each = batch
     stack.model.train()
-    with precision_context(settings, inputs.device):
+    with precision_context(optimizer.settings, inputs.device):
         logits = stack.logits(inputs, each=each)
         losses = vmap(mean_loss, in_dims=(0, 0 if each else None))(logits, targets)
     optimizer.step(stack.gradients(losses.sum()), step)
     return losses.detach()
 
 
-def _batches(
-    points: list[Point], data: tuple[Tensor, Tensor], batch_size: int, step: int
+def _batch(
+    orders: list[BatchOrder], data: tuple[Tensor, Tensor], step: int
 ) -> tuple[Tensor, Tensor, bool]:
     """(inputs, targets, whether each trial has its own); trials of one seed share theirs."""
     inputs, targets = data
-    by_seed: dict[int, Any] = {}
-    for point in points:
-        if point.seed not in by_seed:
-            order = BatchOrder(len(inputs), batch_size, point.seed)
-            by_seed[point.seed] = torch.from_numpy(order.batch_at(step))
-    each = len(by_seed) > 1
-    rows = torch.stack([by_seed[p.seed] for p in points]) if each else by_seed[points[0].seed]
+    taken = {order.seed: torch.from_numpy(order.batch_at(step)) for order in orders}
+    each = len(taken) > 1
+    rows = torch.stack([taken[order.seed] for order in orders]) if each else taken[orders[0].seed]
     rows = rows.to(inputs.device)
     return inputs[rows], targets[rows], each
 
