@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
 from manticore.mixers.interface import MixerSpec
 from manticore.models.amounts import CacheBytes, Flops
 from manticore.models.families import check_supported
+from manticore.models.loading import special_floats
 
 SCAN_FORWARD = (7, 5)
 """Operations for each (token, channel, state) and for each (token, channel)."""
@@ -107,7 +108,7 @@ class MixerShape:
     def cache_bytes(self, length: int, dtype: torch.dtype) -> CacheBytes:
         """Cache of one sequence after `length` tokens; see `cache_bytes` for what is float32."""
         mixing, all_of_it = self.spec.mixing_state_size(length), self.spec.state_size(length)
-        if self.spec.state_size(2 * length + 1) > all_of_it:  # keys and values
+        if self.spec.state_size(1) < self.spec.state_size(2):  # keys and values, or a window
             return CacheBytes(kv=all_of_it * dtype.itemsize)
         itemsize = max(dtype.itemsize, torch.float32.itemsize)
         return CacheBytes(state=mixing * itemsize + (all_of_it - mixing) * dtype.itemsize)
@@ -137,7 +138,7 @@ def measured_layers(config: PreTrainedConfig) -> list[LayerShape]:
 
 @lru_cache(maxsize=64)
 def _measured_layer(config_text: str, model_type: str) -> LayerShape:
-    fields = json.loads(config_text) | {"num_hidden_layers": 1, "layer_types": None}
+    fields = json.loads(config_text, object_hook=special_floats) | {"num_hidden_layers": 1, "layer_types": None}
     config = CONFIG_MAPPING[model_type](**fields | {"dtype": None})
     with torch.device("meta"):
         base = AutoModel.from_config(config)
