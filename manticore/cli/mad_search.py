@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from manticore.evaluation.mad.executors import check_executor
     from manticore.evaluation.mad.layouts import propose
     from manticore.evaluation.mad.results import ResultsFolder, sweep_identity
-    from manticore.evaluation.mad.search import overall, search_layouts
+    from manticore.evaluation.mad.search import search_layouts
     from manticore.reports.mad_search_page import summary, write_search_report
 
     rules, seeds = protocol_of_options(args), seeds_of(args)
@@ -87,9 +87,8 @@ def run(args: argparse.Namespace) -> int:
         write_search_report(args.out / "search.json", args.out / name)
     print(summary(record))
     for one in found.scores:
-        mean = overall(one)
-        if one.name in found.front and mean is not None:
-            print(f"{100 * mean:5.1f}  {one.name}")
+        if one.name in found.front and one.overall is not None:
+            print(f"{100 * one.overall:5.1f}  {one.name}")
     print(f"wrote {args.out / 'search.html'}")
     return 0
 

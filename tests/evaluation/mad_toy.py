@@ -5,6 +5,7 @@ Worker processes import it, so it imports nothing heavy.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -95,3 +96,32 @@ def toy_trials(
         for lr in rates
         for seed in range(seeds)
     ]
+
+
+RULED = "tests.evaluation.mad_toy:train_by_rule"
+
+
+def train_by_rule(job: dict[str, Any]) -> dict[str, Any]:
+    """Answer a group of a real plan: more layers and steps are better, and so is lr near 5e-4."""
+    return {"outcomes": [_ruled(job["shared"], point) for point in job["points"]]}
+
+
+def _ruled(shared: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    steps = shared["training"]["steps"]
+    layers = len(shared["layers"]) + sum("n_heads" in layer for layer in shared["layers"])
+    miss = abs(math.log10(point["lr"] / 5e-4)) + point["weight_decay"]
+    accuracy = 0.2 + 0.05 * layers + 0.1 * steps / (steps + 100) - 0.05 * miss
+    looks = [[i * steps // 4, 1.0, 1 - accuracy * i / 4, accuracy * i / 4] for i in range(1, 5)]
+    return {
+        "diverged": False,
+        "stopped": "steps",
+        "steps": steps,
+        "best_step": steps,
+        "valid": metrics(accuracy),
+        "test": metrics(accuracy - 0.01),
+        "curve": looks,
+        "engine": "toy",
+        "seconds": 0.0,
+        "ceiling": 1.0,
+        "chance": 0.1,
+    }

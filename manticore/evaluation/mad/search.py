@@ -1,9 +1,9 @@
 """Search for an architecture: score many layouts cheaply, the better ones well, keep the front.
 
 Successive halving over architectures: each rung trains what is left with more of the protocol, and
-only the last one with all seeds, rates and steps. What goes on is what scores best, and what nobody
-beats at its parameters, state or FLOPs. Screening reads validation only; the test split is read in
-the last rung.
+only the last one with all seeds, rates and steps. What goes on is first what nobody beats in score,
+parameters, state and FLOPs at once, then what scores best. Screening reads validation only; the
+test split is read in the last rung.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Rung:
     points: int
     """Rates and decays tried, of the protocol's grid, from its middle outwards."""
     keep: float
-    """Share of the candidates that go on for their score; the front goes on as well."""
+    """Share of the candidates that go on."""
 
 
 RUNGS = (Rung(share=1 / 8, points=1, keep=0.5), Rung(share=1 / 4, points=1, keep=0.4))
@@ -71,7 +71,7 @@ class SearchResult:
         """As plain data, for search.json."""
         found = dataclasses.asdict(self)
         for one, plain in zip(self.scores, found["scores"], strict=True):
-            plain["overall"] = overall(one)
+            plain["overall"] = one.overall
         return found
 
 
@@ -132,27 +132,18 @@ def screening_scores(records: Sequence[Record], rules: Protocol) -> dict[str, fl
 
 
 def kept_names(scores: dict[str, float], entries: Sequence[Entry], keep: float) -> list[str]:
-    """Who goes on: the best share, and the front."""
-    ranked = sorted(scores, key=lambda name: -scores[name])
-    chosen = ranked[: max(1, round(keep * len(ranked)))]
+    """Who goes on: of the front as many as fit, best first, then the best of the others."""
     costs = {entry.name: _costs(entry.costs()) for entry in entries}
-    return list(dict.fromkeys([*chosen, *pareto_front(scores, costs)]))
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    order = list(dict.fromkeys([*pareto_front(scores, costs), *ranked]))
+    return order[: max(1, round(keep * len(order)))]
 
 
 def front_of(scores: Sequence[ArchitectureScore]) -> list[str]:
     """The Pareto front of measured architectures."""
-    means = {one.name: mean for one in scores if (mean := overall(one)) is not None}
+    means = {one.name: mean for one in scores if (mean := one.overall) is not None}
     costs = {one.name: _costs(one.costs) for one in scores}
     return pareto_front(means, costs)
-
-
-def overall(one: ArchitectureScore) -> float | None:
-    """The average of six tasks, or of those that were measured if some were left out."""
-    if one.average6.mean is not None:
-        return one.average6.mean
-    means = [task.accuracy.mean for task in one.tasks.values()]
-    known = [mean for mean in means if mean is not None]
-    return sum(known) / len(known) if known and len(known) == len(means) else None
 
 
 def _costs(costs: Mapping[str, int | None]) -> list[float]:
