@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from manticore.mixers.fresh_weights import uniform_linear
 from manticore.mixers.interface import Mixer, MixerSpec, State
+from manticore.mixers.positions import count_positions, seen_after
 from manticore.mixers.rotary import check_rotary, rotate
 from manticore.mixers.softmax_attention import softmax_attention, window_attention
 
@@ -130,7 +131,7 @@ class Attention(Mixer):
         )  # (B, H or G, T, K)
         seen = None if state is None else state["seen"]
         if positions is None:
-            positions = _count(x, seen, padding_mask)
+            positions = count_positions(x, seen, padding_mask)
         q, k = (
             rotate(heads, positions, spec.rotary_base, spec.rotary_fraction) for heads in (q, k)
         )
@@ -142,7 +143,7 @@ class Attention(Mixer):
         if not wants_state:
             return y, None
         kept = _last_keys(k, v, real, spec.window)
-        return y, {**kept, "seen": _seen_after(x, seen, padding_mask)}
+        return y, {**kept, "seen": seen_after(x, seen, padding_mask)}
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None) -> Tensor:
         """(B, H, T, K) of queries and L keys, of which the last T are their own."""
@@ -204,21 +205,6 @@ def _last_keys(k: Tensor, v: Tensor, real: Tensor | None, window: int | None) ->
     return {
         n: x[:, first:].clone() if n == "real" else x[:, :, first:].clone() for n, x in kept.items()
     }
-
-
-def _count(x: Tensor, seen: Tensor | None, padding_mask: Tensor | None) -> Tensor:
-    """Real tokens before each one, (B or 1, T)."""
-    if padding_mask is None:
-        before = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
-    else:
-        before = (padding_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    return before if seen is None else before + seen.unsqueeze(1)
-
-
-def _seen_after(x: Tensor, seen: Tensor | None, padding_mask: Tensor | None) -> Tensor:
-    if seen is None:
-        seen = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-    return seen + (x.shape[1] if padding_mask is None else padding_mask.long().sum(dim=1))
 
 
 def _linear(d_in: int, d_out: int, has_bias: bool, generator: torch.Generator | None) -> nn.Linear:
