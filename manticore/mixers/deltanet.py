@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manticore.mixers.delta_scan import delta_scan
+from manticore.mixers.delta_scan_choice import choose_delta_scan
 from manticore.mixers.fresh_weights import xavier_linear
 from manticore.mixers.interface import Mixer, MixerSpec, State
 from manticore.mixers.precision import widen
+from manticore.mixers.scan_choice import Kernel, check_kernel
 from manticore.mixers.short_conv import ShortConv
 from manticore.mixers.token_shift import zero_padding
 
@@ -57,6 +58,8 @@ class DeltaNetSpec(MixerSpec):
     """Whether the output is multiplied by silu of a map of the input."""
     norm_eps: float = 1e-5
     """Added to the mean square in the output's norm."""
+    kernel: Kernel = "torch"
+    """What runs the scan: torch, or fla (flash-linear-attention, on a GPU)."""
 
     _has_decay: ClassVar[bool] = False
 
@@ -76,6 +79,7 @@ class DeltaNetSpec(MixerSpec):
             )
         if self.qk_norm not in ("l2", "sum"):
             raise ValueError(f"qk_norm={self.qk_norm!r} must be 'l2' or 'sum'.")
+        check_kernel(self.kernel)
 
     @property
     def key_width(self) -> int:
@@ -126,6 +130,7 @@ class DeltaNet(Mixer):
     def __init__(self, spec: DeltaNetSpec, generator: torch.Generator | None = None) -> None:
         super().__init__(spec)
         d_model, n_heads = spec.d_model, spec.n_heads
+        self.scan = choose_delta_scan(spec.kernel)
         self.q = xavier_linear(d_model, spec.key_width, generator)
         self.k = xavier_linear(d_model, spec.key_width, generator)
         self.v = xavier_linear(d_model, spec.value_width, generator)
@@ -152,7 +157,7 @@ class DeltaNet(Mixer):
         if log_decay is not None:
             log_decay = zero_padding(log_decay, padding_mask).transpose(1, 2)
         memory = None if state is None else state["memory"]
-        y, memory = delta_scan(q, k, v, beta, log_decay, memory)
+        y, memory = self.scan(q, k, v, beta, log_decay, memory)
         y = self.output(self._norm_and_gate(y.transpose(1, 2), x))
         if not wants_state:
             return y, None

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manticore.mixers.decayed_scan import decayed_scan
+from manticore.mixers.delta_scan_choice import choose_bonus_scan
 from manticore.mixers.fresh_weights import orthogonal_linear
 from manticore.mixers.interface import Mixer, State
 from manticore.mixers.precision import widen
@@ -53,6 +53,7 @@ class RWKV5(Mixer):
 
     def __init__(self, spec: RWKV5Spec, generator: torch.Generator | None = None) -> None:
         super().__init__(spec)
+        self.scan = choose_bonus_scan(spec.kernel)
         d_model = spec.d_model
         self.receptance = orthogonal_linear(d_model, d_model, generator)
         self.key = orthogonal_linear(d_model, d_model, generator, 0.1)
@@ -79,7 +80,7 @@ class RWKV5(Mixer):
         x_r, x_k, x_v, x_g = (torch.lerp(earlier, x, m) for m in self.blend.unbind(0))
         k = zero_padding(self.key(x_k), padding_mask)
         log_decay = -torch.exp(widen(self.decay)).expand(*x.shape[:2], -1)
-        y, memory = decayed_scan(
+        y, memory = self.scan(
             split_heads(self.receptance(x_r), size),
             split_heads(k, size),
             split_heads(self.value(x_v), size),

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manticore.mixers.decayed_scan import decayed_scan
+from manticore.mixers.delta_scan_choice import choose_bonus_scan
 from manticore.mixers.fresh_weights import orthogonal_linear
 from manticore.mixers.interface import Mixer, State
 from manticore.mixers.precision import widen
@@ -71,6 +71,7 @@ class RWKV6(Mixer):
 
     def __init__(self, spec: RWKV6Spec, generator: torch.Generator | None = None) -> None:
         super().__init__(spec)
+        self.scan = choose_bonus_scan(spec.kernel)
         d_model, rank = spec.d_model, spec.blend_rank
         self.receptance = orthogonal_linear(d_model, d_model, generator)
         self.key = orthogonal_linear(d_model, d_model, generator, 0.1)
@@ -101,7 +102,7 @@ class RWKV6(Mixer):
         x_w, x_k, x_v, x_r, x_g = self._blended(x, token_before(x, last))
         k = zero_padding(self.key(x_k), padding_mask)
         log_decay = -torch.exp(widen(self.decay(x_w, "tanh")))
-        y, memory = decayed_scan(
+        y, memory = self.scan(
             split_heads(self.receptance(x_r), size),
             split_heads(k, size),
             split_heads(self.value(x_v), size),

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manticore.mixers.dplr_scan import dplr_scan
+from manticore.mixers.delta_scan_choice import choose_dplr_scan
 from manticore.mixers.fresh_weights import orthogonal_linear, uniform_linear
 from manticore.mixers.interface import Mixer, State
 from manticore.mixers.precision import widen
@@ -86,6 +86,7 @@ class RWKV7(Mixer):
 
     def __init__(self, spec: RWKV7Spec, generator: torch.Generator | None = None) -> None:
         super().__init__(spec)
+        self.scan = choose_dplr_scan(spec.kernel)
         d_model, bound = spec.d_model, 0.5 * spec.d_model**-0.5
         self.receptance = uniform_linear(d_model, d_model, generator, bound)
         self.key = uniform_linear(d_model, d_model, generator, 0.1 * bound)
@@ -172,7 +173,7 @@ class RWKV7(Mixer):
                 return by_head
             return by_head * padding_mask[:, None, :, None]
 
-        y, memory = dplr_scan(
+        y, memory = self.scan(
             r,
             real(k),
             v,

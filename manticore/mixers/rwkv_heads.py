@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from manticore.mixers.fresh_weights import orthogonal_linear
 from manticore.mixers.interface import MixerSpec
 from manticore.mixers.precision import widen
+from manticore.mixers.scan_choice import Kernel, check_kernel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class RWKVTimeSpec(RWKVSpec):
     which is the same."""
     output_gain: float = 0.5
     """Size of the output map at the start; the published models start it at 0."""
+    kernel: Kernel = "torch"
+    """What runs the scan: torch, or fla (flash-linear-attention, on a GPU)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +66,7 @@ class RWKVTimeSpec(RWKVSpec):
                 f"head_size={self.head_size} does not divide d_model={self.d_model}. "
                 "Choose a head_size that does (64 in the published models)."
             )
+        check_kernel(self.kernel)
 
     @property
     def n_heads(self) -> int:
