@@ -4,8 +4,8 @@ Example i of a split belongs to block i // 512, and a block has its own random s
 seed, task, split and block. So any range of examples can be made anywhere, and the first n of a
 longer set are the set of n.
 
-A fixed hash of its inputs assigns every possible row to one split: six eighths of all rows to
-training, one each to validation and test. Rows drawn for another split than theirs are drawn
+A fixed hash of its inputs assigns every possible row to one split: half of all rows to training,
+a quarter each to validation and test. Rows drawn for another split than theirs are drawn
 again. Hence no row is in two splits, whatever the sizes, the seeds and the calls. The hash mixes
 all tokens, so it changes the law of no single token.
 """
@@ -22,10 +22,10 @@ from manticore.tasks.task import Request, Rows, Task
 
 BLOCK = 512
 """Examples with one random stream."""
-EIGHTHS = {"train": (0, 6), "valid": (6, 7), "test": (7, 8)}
-"""Which values of `eighth_of` belong to which split."""
-_SPARE = 40
-"""Rows drawn beyond the expected need: three standard deviations, so most blocks take one draw."""
+QUARTERS = {"train": (0, 2), "valid": (2, 3), "test": (3, 4)}
+"""Which values of `quarter_of` belong to which split, from the first up to the second."""
+_SPARE = 1.13
+"""Rows drawn over the expected need: three standard deviations, so most blocks take one draw."""
 _EMPTY_DRAWS = 16
 """Draws without one row for the split after which there is none."""
 
@@ -52,14 +52,14 @@ def draw_range(
 def draw_block(task: Task, settings: Any, request: Request, block: int) -> Rows:
     """The `BLOCK` examples of a block."""
     rng = numpy_generator(request.seed, "tasks", task.name, request.split, block)
-    low, high = EIGHTHS[request.split]
-    count = BLOCK * 8 // (high - low) + _SPARE * 8 // (high - low)
+    low, high = QUARTERS[request.split]
+    count = int(_SPARE * BLOCK * 4 / (high - low))
     parts: list[Rows] = []
     found = empty = 0
     while found < BLOCK:
         rows = task.draw(rng, count, settings, request)
-        eighth = eighth_of(rows.inputs)
-        fits = (eighth >= low) & (eighth < high)
+        quarter = quarter_of(rows.inputs)
+        fits = (quarter >= low) & (quarter < high)
         if rows.keep is not None:
             fits &= rows.keep
         number = int(np.count_nonzero(fits))
@@ -75,12 +75,12 @@ def draw_block(task: Task, settings: Any, request: Request, block: int) -> Rows:
     )
 
 
-def eighth_of(inputs: np.ndarray) -> np.ndarray:
-    """Hash rows of tokens to 0..7, (rows,) uint64: a random linear form, then its upper bits."""
+def quarter_of(inputs: np.ndarray) -> np.ndarray:
+    """Hash rows of tokens to 0..3, (rows,) uint64: a random linear form, then its upper bits."""
     tokens = np.ascontiguousarray(inputs, dtype=np.int64).view(np.uint64)
     mixed = tokens @ _multipliers(inputs.shape[1])
     mixed ^= mixed >> np.uint64(32)
-    return (mixed * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(61)
+    return (mixed * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(62)
 
 
 @lru_cache(maxsize=64)
