@@ -215,7 +215,7 @@ class ManticoreModel(ManticorePreTrainedModel):
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
         use_cache = not self.training if use_cache is None else use_cache
-        if self.training and any(c.gradient_checkpointing for c in self.components):
+        if self.training and any(map(pretrained.is_checkpointing, self.components)):
             use_cache = False
         if use_cache and cache is None:
             cache = ManticoreCache(self.config.components)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from manticore.models.fast_paths import FastMambaMixer
+from manticore.models.fast_paths import has_stock_scan
 from manticore.models.mixer_cache import mixer_cache_layers
 
 
@@ -41,6 +41,12 @@ class Family:
     """Argument by which a layer takes the cache; None: `token_step` leaves the family alone."""
     rotary: str | None = None
     """Attribute of the module that makes the rotary table; None: no rotary positions."""
+    entry_multiplier: str | None = None
+    """Attribute of the base model by which it scales its embeddings; None: it does not."""
+    restarts_state: bool = False
+    """Whether transformers starts several tokens behind a filled cache at a zero state."""
+    float32_logits: bool = False
+    """Whether the family's own model casts its logits to float32."""
     is_recurrent: bool = False
     """A state instead of keys and values: takes `cache_params`, no positions, any length."""
 
@@ -68,17 +74,14 @@ class Family:
     def continues_one_by_one(self, base: PreTrainedModel) -> bool:
         """Whether several tokens on a filled cache must be fed one at a time to be exact.
 
-        Hugging Face's Mamba starts the scan of a multi-token input at a zero state, even when the
+        transformers' Mamba-1 starts the scan of a multi-token input at a zero state, even when the
         cache holds one. The mixers bound by `fast_paths` start at the cached state.
         """
-        if not self.is_recurrent:
-            return False
-        mixers = (layer.mixer for layer in getattr(base, self.layers))
-        return not all(isinstance(mixer, FastMambaMixer) for mixer in mixers)
+        return self.restarts_state and has_stock_scan(base)
 
     def logits(self, head: nn.Module, hidden: Tensor) -> Tensor:
         """The head on the final hidden states, as the family's causal model applies it."""
-        if not self.is_recurrent:
+        if not self.float32_logits:
             return head(hidden)
         weight = getattr(head, "weight", None)
         dtype = weight.dtype if weight is not None and weight.is_floating_point() else None
@@ -146,8 +149,46 @@ FAMILIES = {
             layers="layers",
             final_norm="norm_f",
             layer_cache="cache_params",
+            float32_logits=True,
+            is_recurrent=True,
+            restarts_state=True,
+        ),
+        Family(
+            model_type="mamba2",
+            layers="layers",
+            final_norm="norm_f",
+            float32_logits=True,
             is_recurrent=True,
         ),
+        Family(
+            model_type="falcon_mamba",
+            layers="layers",
+            final_norm="norm_f",
+            float32_logits=True,
+            is_recurrent=True,
+            restarts_state=True,
+        ),
+        Family(
+            model_type="jamba", layers="layers", final_norm="final_layernorm", restarts_state=True
+        ),
+        Family(model_type="bamba", layers="layers", final_norm="final_layernorm"),
+        Family(
+            model_type="granitemoehybrid",
+            layers="layers",
+            final_norm="norm",
+            entry_multiplier="embedding_multiplier",
+        ),
+        Family(
+            model_type="falcon_h1",
+            layers="layers",
+            final_norm="final_layernorm",
+            entry_multiplier="embedding_multiplier",
+        ),
+        Family(model_type="nemotron_h", layers="layers", final_norm="norm_f", float32_logits=True),
+        Family(model_type="lfm2", layers="layers", final_norm="embedding_norm"),
+        Family(model_type="qwen3_next", layers="layers", final_norm="norm"),
+        Family(model_type="olmo_hybrid", layers="layers", final_norm="norm"),
+        Family(model_type="kimi_linear", layers="layers", final_norm="norm"),
         Family(
             model_type="manticore_mixers",
             layers="layers",
@@ -166,6 +207,11 @@ def check_supported(config: PreTrainedConfig) -> Family:
     family = FAMILIES.get(type(config).model_type)
     if family is None:
         raise UnsupportedFamilyError(unsupported_message(config.model_type))
+    if family.model_type == "lfm2" and config.conv_bias:
+        raise UnsupportedFamilyError(
+            "This lfm2 has conv_bias=True, and transformers lets padding leak through that bias. "
+            "Published LFM2 models have none; use one of them."
+        )
     if config.__dict__.get("add_cross_attention", False):
         raise UnsupportedFamilyError(
             f"This {config.model_type} has add_cross_attention=True: it is the decoder of an "

@@ -2,9 +2,10 @@
 
 transformers' Mamba-1 falls back to a loop whose backward pass is quadratic in the length when no
 CUDA kernel is there, and its multi-token continuation of a filled cache restarts at a zero state.
-`bind_fast_paths` gives the Mamba-1 mixers of one model instance a subclass whose forward uses
-`manticore.mixers.selective_scan`: same parameters, same names, same numbers, and exact
-continuation. Other models in the process, and the class in transformers, stay as they were.
+`bind_fast_paths` gives the Mamba-1 mixers of one model instance (Mamba's, Falcon-Mamba's, Jamba's)
+a subclass whose forward uses `manticore.mixers.selective_scan`: same parameters, same names, same
+numbers, and exact continuation. Other models in the process, and the classes in transformers, stay
+as they were.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.integrations.accelerate import force_accelerate_hooks
+from transformers.models.falcon_mamba.modeling_falcon_mamba import FalconMambaMixer
+from transformers.models.jamba.modeling_jamba import JambaMambaMixer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from manticore.mixers.causal_conv import causal_conv
@@ -35,16 +38,21 @@ def bind_fast_paths(base: nn.Module) -> dict[str, str]:
         What `describe_fast_paths` says afterwards; empty if there was nothing to bind.
     """
     for module in base.modules():
-        if type(module) is MambaMixer:
-            _set_class(module, FastMambaMixer)
+        if type(module) in _FAST:
+            _set_class(module, _FAST[type(module)])
     return describe_fast_paths(base)
 
 
 def unbind_fast_paths(base: nn.Module) -> None:
     """Give the mixers inside `base` transformers' forward back."""
     for module in base.modules():
-        if type(module) is FastMambaMixer:
-            _set_class(module, MambaMixer)
+        if type(module) in _STOCK:
+            _set_class(module, _STOCK[type(module)])
+
+
+def has_stock_scan(base: nn.Module) -> bool:
+    """Whether a Mamba-1 mixer inside `base` runs transformers' own forward."""
+    return any(type(module) in _FAST for module in base.modules())
 
 
 def describe_fast_paths(base: nn.Module) -> dict[str, str]:
@@ -56,15 +64,34 @@ def describe_fast_paths(base: nn.Module) -> dict[str, str]:
     """
     names = set()
     for module in base.modules():
-        if isinstance(module, FastMambaMixer):
+        if isinstance(module, FastScan):
             names.add("cuda-kernel" if _prefers_kernels(module.A_log) else "torch-step")
-        elif type(module) is MambaMixer:
+        elif type(module) in _FAST:
             names.add("transformers")
     return {"selective_scan": "+".join(sorted(names))} if names else {}
 
 
-class FastMambaMixer(MambaMixer):
-    """transformers' MambaMixer with our scan: equal outputs, exact continuation of a cache."""
+class FastScan(nn.Module):
+    """Put before one of transformers' mixers: our scan, equal outputs, exact continuation."""
+
+    # What transformers' Mamba-1 mixers share.
+    in_proj: Any
+    x_proj: Any
+    dt_proj: Any
+    out_proj: Any
+    conv1d: Any
+    A_log: Any
+    D: Any
+    activation: str
+    layer_idx: int
+    conv_kernel_size: int
+    time_step_rank: int
+    ssm_state_size: int
+    use_bias: bool
+    # Falcon-Mamba's and Jamba's.
+    dt_layernorm: Any
+    b_layernorm: Any
+    c_layernorm: Any
 
     @force_accelerate_hooks(["conv1d", "dt_proj"])
     def forward(
@@ -87,11 +114,14 @@ class FastMambaMixer(MambaMixer):
         state = _filled_state(cache_params, self.layer_idx)
         seq_len = hidden_states.shape[1]
         if _prefers_kernels(hidden_states) and (state is None or seq_len == 1):
-            return super().forward(hidden_states, cache_params, attention_mask, **kwargs)
+            stock: Any = super()
+            return stock.forward(hidden_states, cache_params, attention_mask, **kwargs)
         mask = _padding_mask(attention_mask, hidden_states)
         if seq_len == 1 and state is not None and mask is None and not torch.is_grad_enabled():
             return self._mix_token(hidden_states, cache_params, state)
         x, z = self.in_proj(_hide_padding(hidden_states, mask)).chunk(2, dim=-1)  # (B, T, D)
+        if self.use_bias:  # which would fill the padding again
+            x = _hide_padding(x, mask)
         x = _hide_padding(self._convolve(x, cache_params), mask)
         y, state = self._scan(x, z, state)
         if cache_params is not None:
@@ -133,12 +163,35 @@ class FastMambaMixer(MambaMixer):
     def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
         low_rank, B, C = torch.split(self.x_proj(x), sizes, dim=-1)
+        if hasattr(self, "dt_layernorm"):  # Falcon-Mamba and Jamba
+            low_rank = self.dt_layernorm(low_rank)
+            B, C = self.b_layernorm(B), self.c_layernorm(C)
         # transformers reads the weight past the module, so that an adapter on dt_proj or its
         # quantization would have no effect or fail. A module that has something to add is called.
         is_plain = type(self.dt_proj) is nn.Linear
         project = self.dt_proj.forward if is_plain else self.dt_proj
         dt = F.softplus(project(low_rank).float())
         return dt, -torch.exp(self.A_log.float()), B, C
+
+
+class FastMambaMixer(FastScan, MambaMixer):
+    """Mamba's."""
+
+
+class FastFalconMambaMixer(FastScan, FalconMambaMixer):
+    """Falcon-Mamba's: norms on time step, B and C."""
+
+
+class FastJambaMambaMixer(FastScan, JambaMambaMixer):
+    """Jamba's: norms with weights on time step, B and C."""
+
+
+_FAST: dict[type[nn.Module], type[nn.Module]] = {
+    MambaMixer: FastMambaMixer,
+    FalconMambaMixer: FastFalconMambaMixer,
+    JambaMambaMixer: FastJambaMambaMixer,
+}
+_STOCK = {fast: stock for stock, fast in _FAST.items()}
 
 
 def _filled_state(cache_params: Cache | None, layer_idx: int) -> Tensor | None:

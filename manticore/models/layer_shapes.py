@@ -14,6 +14,7 @@ from manticore.mixers.interface import MixerSpec
 from manticore.models.amounts import CacheBytes, Flops
 from manticore.models.families import check_supported
 from manticore.models.loading import special_floats
+from manticore.models.recurrent_shapes import RECURRENT, MeasuredShape, recurrent_layers
 
 SCAN_FORWARD = (7, 5)
 """Operations for each (token, channel, state) and for each (token, channel)."""
@@ -114,7 +115,9 @@ class MixerShape:
         return CacheBytes(state=mixing * itemsize + (all_of_it - mixing) * dtype.itemsize)
 
 
-def layer_shapes(config: PreTrainedConfig) -> list[LayerShape] | list[MixerShape]:
+def layer_shapes(
+    config: PreTrainedConfig,
+) -> list[LayerShape] | list[MixerShape] | list[MeasuredShape]:
     """The sizes in every layer of a component, in order."""
     model_type = check_supported(config).model_type
     if model_type == "manticore_mixers":
@@ -122,7 +125,7 @@ def layer_shapes(config: PreTrainedConfig) -> list[LayerShape] | list[MixerShape
         return [MixerShape(spec, norm) for spec in config.specs()]
     if model_type in _SHAPES:
         return [_SHAPES[model_type](config)] * config.num_hidden_layers
-    return measured_layers(config)
+    return recurrent_layers(config) if model_type in RECURRENT else measured_layers(config)
 
 
 def measured_layers(config: PreTrainedConfig) -> list[LayerShape]:
@@ -138,7 +141,10 @@ def measured_layers(config: PreTrainedConfig) -> list[LayerShape]:
 
 @lru_cache(maxsize=64)
 def _measured_layer(config_text: str, model_type: str) -> LayerShape:
-    fields = json.loads(config_text, object_hook=special_floats) | {"num_hidden_layers": 1, "layer_types": None}
+    fields = json.loads(config_text, object_hook=special_floats) | {
+        "num_hidden_layers": 1,
+        "layer_types": None,
+    }
     config = CONFIG_MAPPING[model_type](**fields | {"dtype": None})
     with torch.device("meta"):
         base = AutoModel.from_config(config)

@@ -149,7 +149,7 @@ def _read_config(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             "of a model on the hub."
         )
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"), object_hook=special_floats)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is not valid JSON ({_first_line(error)}). Fetch or save the checkpoint again."
@@ -157,6 +157,14 @@ def _read_config(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a {type(fields).__name__}; a config is a JSON object.")
     return fields
+
+
+def special_floats(fields: dict[str, Any]) -> Any:
+    """An object of a config as it was: transformers writes infinity as {"__float__": "Infinity"}.
+
+    For `json.loads(..., object_hook=special_floats)`.
+    """
+    return float(fields["__float__"]) if set(fields) == {"__float__"} else fields
 
 
 def _check_weights(name: str, kwargs: dict[str, Any]) -> None:

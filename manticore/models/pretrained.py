@@ -9,6 +9,7 @@ its attention by it).
 Shapes: B batch, T time, d the component's width, V its vocabulary.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ __all__ = [
     "has_float32_logits",
     "has_plain_logits",
     "has_position_table",
+    "is_checkpointing",
     "is_plain_linear",
     "load_component",
     "max_positions",
@@ -102,7 +104,11 @@ def check_length(config: PreTrainedConfig, length: int) -> None:
 
 def embed_tokens(base: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """Token embeddings (B, T, d), without positions."""
-    return base.get_input_embeddings()(input_ids)
+    embedded = base.get_input_embeddings()(input_ids)
+    family = check_supported(base.config)
+    if family.entry_multiplier is None:
+        return embedded
+    return embedded * getattr(base, family.entry_multiplier)
 
 
 def enter(base: PreTrainedModel, hidden: Tensor, position_ids: Tensor) -> Tensor:
@@ -163,7 +169,9 @@ def run_layers(
 def component_logits(config: PreTrainedConfig, head: nn.Module, hidden: Tensor) -> Tensor:
     """Logits (B, T, V) of final hidden states (B, T, d), as in the component's own model."""
     logits = check_supported(config).logits(head, hidden)
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    scale, cap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
+    if scale != 1.0:
+        logits = logits * scale
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
@@ -171,12 +179,20 @@ def has_plain_logits(config: PreTrainedConfig, head: nn.Module) -> bool:
     """Whether logits are `hidden @ head.weight.T` and nothing more (but for their dtype)."""
     check_supported(config)
     is_capped = getattr(config, "final_logit_softcapping", None) is not None
-    return is_plain_linear(head) and head.bias is None and not is_capped
+    is_plain = not is_capped and _logit_scale(config) == 1.0
+    return is_plain and is_plain_linear(head) and head.bias is None
+
+
+def _logit_scale(config: PreTrainedConfig) -> float:
+    """What the family multiplies its logits by (Falcon-H1, Granite)."""
+    if config.model_type == "granitemoehybrid":
+        return 1.0 / config.logits_scaling
+    return getattr(config, "lm_head_multiplier", 1.0)
 
 
 def has_float32_logits(config: PreTrainedConfig) -> bool:
     """Whether the component's own model casts its logits to float32."""
-    return check_supported(config).is_recurrent
+    return check_supported(config).float32_logits
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -187,6 +203,12 @@ def is_plain_linear(module: nn.Module) -> bool:
     """
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return type(module) is nn.Linear and not hooked
+
+
+def is_checkpointing(base: PreTrainedModel) -> bool:
+    """Whether gradient checkpointing is on; some base models leave it to their layers to know."""
+    layers = getattr(base, check_supported(base.config).layers)
+    return len(layers) > 0 and bool(getattr(layers[0], "gradient_checkpointing", False))
 
 
 def cache_layers(config: PreTrainedConfig) -> list[Any]:
@@ -218,6 +240,8 @@ def make_view(
         modules[family.position_table] = _NO_POSITIONS
     if family.entry_dropout is not None:
         modules[family.entry_dropout] = _IDENTITY
+    if family.entry_multiplier is not None:
+        view.__dict__[family.entry_multiplier] = 1.0
     view.__dict__["config"] = _slice_config(base.config, lo, hi)
     return view
 
@@ -254,6 +278,8 @@ def _run_one_by_one(
     cache: StageCache,
 ) -> Tensor:
     seq_len, outputs = hidden.shape[1], []
+    if attention_mask is not None and not family.is_recurrent:
+        _refuse_padding(attention_mask[:, -seq_len:])
     for t in range(seq_len):
         end = t + 1 - seq_len
         mask = attention_mask if attention_mask is None or end == 0 else attention_mask[:, :end]
@@ -262,8 +288,17 @@ def _run_one_by_one(
     return torch.cat(outputs, dim=1)
 
 
+def _refuse_padding(mask: Tensor) -> None:
+    # A single token comes without a mask in these families, so that its padding would be seen.
+    if not mask.all():
+        raise ValueError(
+            "Padding among several tokens behind a filled cache, and transformers' Mamba layers. "
+            "Call manticore.models.fast_paths.bind_fast_paths(model) first, as a hybrid does."
+        )
+
+
 def _must_step(base: PreTrainedModel, family: Family, cache: StageCache) -> bool:
-    return family.is_recurrent and cache.has_previous_state() and family.continues_one_by_one(base)
+    return family.continues_one_by_one(base) and cache.has_previous_state()
 
 
 def _check_call(base: PreTrainedModel, lo: int, hi: int, cache: StageCache | None) -> None:
@@ -280,7 +315,7 @@ def _check_call(base: PreTrainedModel, lo: int, hi: int, cache: StageCache | Non
             f"The cache covers layers {cache.lo} to {cache.lo + len(cache.layers)}, but layers "
             f"{lo} to {hi} are run. Pass StageCache(layers[{lo}:{hi}], {lo}, seen_tokens)."
         )
-    if base.training and getattr(base, "gradient_checkpointing", False):
+    if base.training and is_checkpointing(base):
         # Checkpointed layers drop the cache they are given, and the past with it.
         raise ValueError(
             "A cache does not go with gradient checkpointing in training mode. Pass "
@@ -321,6 +356,22 @@ def _slice_config(config: PreTrainedConfig, lo: int, hi: int) -> PreTrainedConfi
     for name in PER_LAYER_FIELDS:
         if isinstance(fields.get(name), list | tuple):
             fields[name] = fields[name][lo:hi]
+        elif isinstance(getattr(type(config), name, None), property):
+            fields[f"_sliced_{name}"] = getattr(config, name)[lo:hi]
+            sliced.__class__ = _with_sliced_lists(config.__class__)
     # Recording outputs would leave hooks on the shared layers.
     fields["output_hidden_states"] = fields["_output_attentions"] = False
     return sliced
+
+
+@cache
+def _with_sliced_lists(config_class: Any) -> type[PreTrainedConfig]:
+    """A config class whose derived lists of layers are those of the slice."""
+
+    def stored(name: str) -> property:
+        return property(lambda config: config.__dict__[f"_sliced_{name}"])
+
+    derived = [
+        name for name in PER_LAYER_FIELDS if isinstance(getattr(config_class, name, None), property)
+    ]
+    return type(config_class.__name__, (config_class,), {name: stored(name) for name in derived})

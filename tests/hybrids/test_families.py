@@ -13,6 +13,11 @@ MIXES = (
     ("phi", "gpt2", "qwen3"),
     ("gemma3_text", "falcon", "llama"),
     ("olmo2", "phi3", "gpt_neo", "mamba"),
+    ("mamba2", "gpt_neox"),
+    ("falcon_h1", "lfm2"),
+    ("jamba", "falcon_mamba", "llama"),
+    ("bamba", "granitemoehybrid", "olmo_hybrid"),
+    ("qwen3_next", "nemotron_h", "kimi_linear", "gpt2"),
 )
 every_mix = pytest.mark.parametrize("families", MIXES, ids="+".join)
 

@@ -138,6 +138,11 @@ continued = pytest.mark.parametrize(
 )
 
 
+# The chunked and the stepwise delta rule round differently, in the whole model as well, and the
+# gates of these random weights amplify it: 1e-5 to 2e-4 from run to run.
+CACHED = dict.fromkeys(("qwen3_next", "olmo_hybrid", "kimi_linear"), 1e-3)
+
+
 @continued
 @pytest.mark.parametrize("pieces", [[9, 1, 1, 1, 1], [1] * 13, [5, 8], [1, 2, 7, 3]])
 @torch.no_grad()
@@ -155,7 +160,7 @@ def test_a_sequence_fed_in_pieces_equals_the_full_forward(
             positions = torch.arange(start, start + piece)[None]
             outputs.append(run.feed(ids[:, start : start + piece], None, positions))
             start += piece
-        assert maximal(torch.cat(outputs, 1) - expected) < 1e-4
+        assert maximal(torch.cat(outputs, 1) - expected) < CACHED.get(family, 1e-4)
 
 
 @continued
@@ -165,6 +170,8 @@ def test_left_padded_sequences_fed_in_pieces_equal_single_ones(
     family: str, variant: int, bound: bool, pieces: list[int]
 ) -> None:
     model = tiny(family, variant=variant)
+    if family == "jamba" and not bound and pieces[1] > 1:
+        return  # refused: see the test below
     rows = [token_ids(model, 1, length, seed=length)[0] for length in (11, 5, 9)]
     expected = [model(row[None]).logits[0] for row in rows]
     if bound:
@@ -176,7 +183,17 @@ def test_left_padded_sequences_fed_in_pieces_equal_single_ones(
         outputs.append(run.feed(ids[:, start:end], mask[:, :end], positions[:, start:end]))
         start = end
     for wanted, got, kept in zip(expected, torch.cat(outputs, 1), mask.bool(), strict=True):
-        assert maximal(got[kept] - wanted) < 1e-4
+        assert maximal(got[kept] - wanted) < CACHED.get(family, 1e-4)
+
+
+def test_padding_inside_what_a_stock_jamba_continues_is_refused() -> None:
+    model = tiny("jamba")
+    run = CachedRun(model, uneven(4))
+    ids, mask, positions = pad([token_ids(model, 1, n)[0] for n in (9, 3)], "left", 0)
+    with torch.no_grad():
+        run.feed(ids[:, :4], mask[:, :4], positions[:, :4])
+        with pytest.raises(ValueError, match="bind_fast_paths"):
+            run.feed(ids[:, 4:], mask, positions[:, 4:])
 
 
 def gradients(model: nn.Module, logits: Tensor) -> dict[str, Tensor]:
@@ -225,10 +242,13 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(
     expected = gradients(model, run_in_stages(model, ids, cuts))
     model.gradient_checkpointing_enable({"use_reentrant": False})
     base, _ = split_causal_lm(model)
-    layer, calls = getattr(base, check_supported(model.config).layers)[0], []
-    next(layer.children()).register_forward_hook(lambda *_: calls.append(1))
+    layer: nn.Module = getattr(base, check_supported(model.config).layers)[0]
+    calls: list[nn.Module] = []
+    for child in layer.children():
+        child.register_forward_pre_hook(lambda child, _: calls.append(child))
     got = gradients(model, run_in_stages(model, ids, cuts))
-    assert len(calls) == 2  # once forward, once again for the backward pass
+    # Once forward, once again for the backward pass, which stops when it has all it needs.
+    assert calls.count(calls[0]) == 2
     for name, gradient in expected.items():
         assert torch.equal(got[name], gradient), name
 
@@ -311,6 +331,15 @@ LORA_TARGETS = {
     "phi": ["q_proj", "fc1"],
     "phi3": ["qkv_proj", "down_proj"],
     "falcon": ["query_key_value", "dense_h_to_4h"],
+    "mamba2": ["in_proj"],
+    "falcon_mamba": ["in_proj", "x_proj"],
+    **{
+        family: ["in_proj", "q_proj"]
+        for family in ("jamba", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h", "lfm2")
+    },
+    "qwen3_next": ["in_proj_qkvz", "q_proj"],
+    "olmo_hybrid": ["q_proj", "down_proj"],
+    "kimi_linear": ["q_proj", "down_proj"],
 }
 
 

@@ -117,7 +117,7 @@ class TestBeforeAModelIsBuilt:
     def test_an_unknown_family_is_refused(self, checkpoint: Path, model_type: object) -> None:
         edit_config(checkpoint, model_type=model_type)
         (checkpoint / "model.safetensors").unlink()  # so no weight can have been read
-        with pytest.raises(UnsupportedFamilyError, match="Known: .*gpt2, gpt_neo, gpt_neox, llama"):
+        with pytest.raises(UnsupportedFamilyError, match=r"Known: .*gpt2, gpt_neo, gpt_neox,"):
             load_component(checkpoint)
 
     def test_a_misspelt_family_gets_a_suggestion(self, checkpoint: Path) -> None:

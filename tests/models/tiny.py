@@ -12,6 +12,7 @@ from transformers import (
 
 import manticore  # noqa: F401 (its own model families are then known to transformers)
 from tests.models.attention_families import ATTENTION_FAMILIES
+from tests.models.recurrent_families import RECURRENT_FAMILIES
 
 VARIANTS = (0, 1, 2)
 MAX_POSITIONS = 64
@@ -59,16 +60,18 @@ _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "manticore_mixers": (
         {"d_model": 32, "layers": [
-            {"mixer": "deltanet", "n_heads": 4}, {"mixer": "gated-deltanet", "n_heads": 4},
-            {"mixer": "deltanet", "n_heads": 4}, {"mixer": "gated-deltanet", "n_heads": 4}]},
+            {"mixer": "mh-attention", "n_heads": 4}, "rwkv6-channel",
+            {"mixer": "deltanet", "n_heads": 4}, "rwkv7"]},
         {"d_model": 24, "norm": "layer", "tie_word_embeddings": True, "positions": "sinusoidal",
-         "layers": [{"mixer": "deltanet", "n_heads": 2}, {"mixer": "deltanet", "n_heads": 4},
-          {"mixer": "gated-deltanet", "n_heads": 2}]},
+         "layers": [{"mixer": "deltanet", "n_heads": 2}, {"mixer": "sliding-attention",
+          "window": 5}, {"mixer": "gated-deltanet", "n_heads": 4}]},
         {"d_model": 40, "positions": "learned", "head_bias": False, "layers": [
-            {"mixer": "deltanet", "n_heads": 4}] * 5},
+            {"mixer": "retention", "n_heads": 4}, {"mixer": "linear-attention"},
+            {"mixer": "attention", "n_heads": 5, "n_kv_heads": 1, "rotary_fraction": 0.5},
+            {"mixer": "gated-deltanet", "n_heads": 2}, {"mixer": "rwkv5", "head_size": 8}]},
     ),
 }  # fmt: skip
-_SETTINGS |= ATTENTION_FAMILIES
+_SETTINGS |= ATTENTION_FAMILIES | RECURRENT_FAMILIES
 FAMILY_NAMES = tuple(_SETTINGS)
 ALL_TINY = [(family, variant) for family in FAMILY_NAMES for variant in VARIANTS]
 
@@ -94,7 +97,9 @@ def tiny_config(family: str, variant: int = 0, **overrides: Any) -> PreTrainedCo
 def tiny(family: str, seed: int = 0, variant: int = 0, **overrides: Any) -> PreTrainedModel:
     """A random causal language model in eval mode, with weights large enough to show errors."""
     config = tiny_config(family, variant, **overrides)
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    with torch.random.fork_rng():
+        torch.manual_seed(1_000 * seed + variant)  # time steps and the like start at random
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     generator = torch.Generator().manual_seed(1_000 * seed + variant)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -106,7 +111,7 @@ def _randomise(name: str, parameter: torch.Tensor, generator: torch.Generator) -
     noise = torch.randn(parameter.shape, generator=generator)
     if ".mixer." in name and "model.layers" in name:
         parameter.add_(0.02 * noise)  # mixers know better how their weights start
-    elif name.endswith("A_log"):
+    elif name.endswith("A_log") and parameter.ndim == 2:
         states = torch.arange(1, parameter.shape[1] + 1, dtype=torch.float32)
         parameter.copy_(torch.log(states) + 0.1 * noise)
     elif name.endswith(("dt_proj.bias", "mixer.D")):
