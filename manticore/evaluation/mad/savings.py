@@ -31,6 +31,8 @@ def savings(records: Sequence[Record]) -> dict[str, Any]:
         {"exhaustive", "halving" (None without its rungs), "patience"}: steps, saved share, and
         the rank agreement of the architectures' averages with the exhaustive sweep.
     """
+    if len({_protocol_key(record) for record in records}) > 1:
+        raise ValueError("Savings are measured within one protocol. Give one folder at a time.")
     rules = protocol_of(records[0], records[1:])
     whole = [record for record in records if is_whole(record)]
     steps = sum(record["result"]["steps"] for record in whole)
@@ -63,6 +65,11 @@ def stop_index(curve: Sequence[Sequence[float]], patience: int) -> int:
         if misses >= patience:
             return i
     return len(curve) - 1
+
+
+def _protocol_key(record: Record) -> tuple[str, int, str]:
+    settings = record["settings"]
+    return settings["profile"], settings["protocol_version"], settings["compat"]
 
 
 def _patience(
