@@ -4,6 +4,7 @@ import numpy
 import pytest
 import torch
 
+from manticore.mixers import attention
 from manticore.mixers.attention import AttentionSpec
 from manticore.mixers.rotary import rotate
 from manticore.mixers.softmax_attention import (
@@ -194,6 +195,15 @@ def test_padding_between_pieces_is_as_if_it_were_not_there(window):
         expected, _ = mixer.step(tokens(2, 1, 16, seed=1)[row : row + 1, 0], alone_state)
         torch.testing.assert_close(after[row], expected[0], **CLOSE)
         torch.testing.assert_close(mixer(x, mask)[row, mask[row]], alone[0], **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [None, 4])
+def test_every_position_sees_something_padding_too(monkeypatch, window):
+    # torch's kernel gives 0 for a softmax over nothing; the plain one, and others, not a number.
+    monkeypatch.setattr(attention, "softmax_attention", softmax_attention_naive)
+    mask = torch.arange(9).expand(2, 9) >= torch.tensor([[4], [9]])
+    assert build(d_model=16, n_heads=2, window=window)(tokens(2, 9, 16), mask).isfinite().all()
 
 
 @torch.no_grad()
