@@ -113,7 +113,7 @@ def _swiglu(settings: Settings, width: int) -> dict[str, Any]:
         ratio = settings.get("hidden_ratio")
         ratio = _RATIOS.get(str(settings["model_type"]), 4) if ratio is None else ratio
         inner = 256 * -(-int(width * ratio * 2 / 3) // 256)
-    return {"mixer": "swiglu", "d_inner": int(inner)}
+    return {"mixer": "swiglu", "inner_width": int(inner)}
 
 
 def _rwkv6(settings: Settings) -> dict[str, Any]:

@@ -151,6 +151,16 @@ def _rwkv_channel(settings: Settings) -> dict[str, Any]:
     return {} if inner is None else {"expand": inner / settings["dim"]}
 
 
+def _mlp(settings: Settings) -> dict[str, Any]:
+    inner = settings.get("dim_inner")
+    return {} if inner is None else {"expand": inner / settings["dim"]}
+
+
+def _swiglu(settings: Settings) -> dict[str, Any]:
+    inner = settings.get("dim_inner")
+    return {} if inner is None else {"inner_width": inner}
+
+
 def _gated_deltanet(settings: Settings) -> dict[str, Any]:
     keys = settings.get("num_heads", 4) * settings.get("head_dim", 32) / settings["dim"]
     return {
@@ -231,10 +241,28 @@ RULES: dict[str, Rule] = {
     "rwkv5-channel-mixer": _rwkv_channel_rule("rwkv5-channel"),
     "rwkv6-channel-mixer": _rwkv_channel_rule("rwkv6-channel"),
     "gated-delta-net": _GATED_DELTANET,
+    "mlp": Rule(
+        mixer="mlp",
+        derive=_mlp,
+        reads=("dim", "dim_inner"),
+        only={"drop_rate": 0, "bias": False},
+    ),
+    "swiglu": Rule(
+        mixer="swiglu",
+        derive=_swiglu,
+        reads=("dim", "dim_inner"),
+        only={"drop_rate": 0, "bias": False},
+    ),
+    "moe-mlp": Rule(
+        mixer="moe-mlp",
+        fields={"num_experts": "n_experts", "active_experts": "top_k", "dim_inner": "expert_width"},
+        only={"dim": ANY, "bias": False},
+    ),
 }
 ABSENT = {"bs-gated-delta-net": "a later addition to it; gated-delta-net comes closest"}
 # What compat="mad-lab" sets, where the original computes something that we mend.
 MENDED: dict[str, dict[str, Any]] = {
     "linear-attention": {"feature_map": "quadratic", "compat": "mad-lab"},
     "mh-linear-attention": {"feature_map": "quadratic", "compat": "mad-lab"},
+    "moe-mlp": {"compat": "mad-lab"},
 }

@@ -25,7 +25,7 @@ POINTS = [
     Point(rate, decay, seed) for rate in (1e-3, 5e-3) for decay in (0.0, 0.1) for seed in (0, 1)
 ]
 STACKS = {
-    "attention": ({"mixer": "mh-attention", "n_heads": 4}, "rwkv6-channel"),
+    "attention": ({"mixer": "mh-attention", "n_heads": 4}, "swiglu"),
     "gated linear attention": ({"mixer": "mh-gated-linear-attention", "n_heads": 4}, "rwkv7"),
     "gated deltanet": ({"mixer": "gated-deltanet", "n_heads": 4}, "rwkv5-channel"),
 }

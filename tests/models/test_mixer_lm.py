@@ -21,7 +21,7 @@ from manticore.seeds import torch_generator
 
 LAYERS = (
     {"mixer": "mh-attention", "n_heads": 4},
-    "rwkv6-channel",
+    "swiglu",
     {"mixer": "deltanet", "n_heads": 4},
 )
 CLOSE = 1e-5  # a cached step and a full forward sum in different orders
