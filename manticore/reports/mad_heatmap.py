@@ -24,7 +24,7 @@ def draw_heatmap(scores: Sequence[ArchitectureScore]) -> Markup:
     """
     columns = _columns(scores)
     places = _places([task for task, _ in columns])
-    width = NAMES + (places[-1] + CELL if places else 0.0) + 4
+    width = NAMES + (places[-1] + CELL if places else 0.0) + 60  # for the last slanted heading
     drawing = Drawing(width, HEADS + ROW * len(scores) + 4, _description(scores))
     for (task, label), x in zip(columns, places, strict=True):
         _head(drawing, label.partition(" ")[2], SHORT[task], NAMES + x)
