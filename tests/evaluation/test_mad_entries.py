@@ -13,7 +13,7 @@ from manticore.evaluation.mad.entry import Entry, entry_of_layers, layers_title
 from manticore.evaluation.mad.estimate import estimate
 from manticore.evaluation.mad.group import entry_of, train_group
 from manticore.evaluation.mad.plan import plan_trials
-from manticore.evaluation.mad.settings import changed_settings
+from manticore.evaluation.mad.settings import Setting, changed_settings
 from manticore.seeds import torch_generator
 
 CAUSAL_MEAN = "tests.evaluation.mad_module:CausalMean"
@@ -194,3 +194,14 @@ def test_titles_fold_what_repeats():
     assert layers_title(["a"] * 4) == "a x 4"
     assert layers_title(["a", "a", "b"]) == "a x 2, b"
     assert entry_of_layers(["rwkv7"], 16).name == "RWKV7"
+
+
+def test_long_filters_are_stretched_over_the_task_unless_they_name_a_length():
+    options = {"vocab_size": 16, "seq_len": 32}
+    setting = Setting(task="compression", name="small", options=options, num_train=64)
+    entry = entry_of_layers(["hyena", "swiglu", "hyena:max_length=64", "swiglu"], d_model=16)
+    model = entry.build(setting, "fixed", torch_generator(0))
+    lengths = [layer.mixer.spec.max_length for layer in model.model.layers[::2]]
+    assert lengths == [32, 64]
+    described = entry.identity["layers"]
+    assert ["max_length" in layer for layer in described] == [False, False, True, False]

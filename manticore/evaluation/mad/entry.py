@@ -81,7 +81,8 @@ class Entry:
         is_autoencoder = setting.task == "compression"
         if self.hf_config is not None:
             return _build_hf(self.hf_config, vocab_size, is_autoencoder, compat, generator)
-        return _build_mixers(self, vocab_size, is_autoencoder, compat, generator)
+        config = mixer_config(self, vocab_size, compat, int(setting.options["seq_len"]))
+        return _build_mixers(self, config, is_autoencoder, generator)
 
     def check(self, settings: Sequence[Setting]) -> None:
         """Raise before any compute when the architecture cannot do one of the settings."""
@@ -144,6 +145,8 @@ class Entry:
                 continue
             settings = layer_spec(dict(layer), self.d_model).settings()
             settings.pop("d_model", None)
+            if "max_length" not in layer:
+                settings.pop("max_length", None)  # each task's own: see `mixer_config`
             resolved.append({"mixer": layer["mixer"], **settings})
         return resolved
 
@@ -190,14 +193,23 @@ def layers_title(names: Sequence[str]) -> str:
     return ", ".join(name if n == 1 else f"{name} x {n}" for name, n in runs)
 
 
-def mixer_config(entry: Entry, vocab_size: int, compat: str = "fixed") -> Any:
+def mixer_config(
+    entry: Entry, vocab_size: int, compat: str = "fixed", seq_len: int | None = None
+) -> Any:
     """The configuration of an entry's model; a user's module is held open by a linear map's place.
 
-    A model that is trained on whole sequences wants no cache.
+    A model that is trained on whole sequences wants no cache. A mixer whose filters are stretched
+    over a longest length gets the task's, as in mad-lab's benchmark, unless it names one.
     """
-    from manticore.models.configuration_mixer_lm import MixerLMConfig
+    from manticore.models.configuration_mixer_lm import MixerLMConfig, layer_spec
 
-    layers = [_PLACEHOLDER if layer["mixer"] == MODULE else dict(layer) for layer in entry.layers]
+    layers: list[dict[str, Any]] = [
+        dict(_PLACEHOLDER if layer["mixer"] == MODULE else layer) for layer in entry.layers
+    ]
+    if seq_len is not None:
+        for layer in layers:
+            if hasattr(layer_spec(layer, entry.d_model), "max_length"):
+                layer.setdefault("max_length", seq_len)
     return MixerLMConfig(
         layers=layers,
         d_model=entry.d_model,
@@ -211,13 +223,13 @@ _PLACEHOLDER = {"mixer": "swiglu"}
 
 
 def _build_mixers(
-    entry: Entry, vocab_size: int, is_autoencoder: bool, compat: str, generator: torch.Generator
+    entry: Entry, config: Any, is_autoencoder: bool, generator: torch.Generator
 ) -> nn.Module:
     from manticore.models.mixer_autoencoder import MixerAutoEncoder
     from manticore.models.modeling_mixer_lm import MixerForCausalLM
 
     model_class = MixerAutoEncoder if is_autoencoder else MixerForCausalLM
-    model = model_class(mixer_config(entry, vocab_size, compat), generator)
+    model = model_class(config, generator)
     if entry.module:
         from manticore.evaluation.mad.outside import OutsideMixer
 
@@ -304,7 +316,7 @@ def _hf_costs(config: Mapping[str, Any], vocab_size: int, seq_len: int) -> dict[
 def _count_built(entry: Entry, vocab_size: int) -> int:
     from manticore.seeds import torch_generator
 
-    model = _build_mixers(entry, vocab_size, False, "fixed", torch_generator(0))
+    model = _build_mixers(entry, mixer_config(entry, vocab_size), False, torch_generator(0))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
