@@ -52,6 +52,18 @@ VERBS: dict[str, Verb] = {
     "prune": Verb(
         module="manticore.cli.prune", group="use", help="drop a hybrid's branches of little weight"
     ),
+    "mad run": Verb(
+        module="manticore.cli.mad_run", group="mad", help="train an architecture on MAD's tasks"
+    ),
+    "mad show": Verb(
+        module="manticore.cli.mad_show", group="mad", help="parameters, state, FLOPs of layers"
+    ),
+    "mad search": Verb(
+        module="manticore.cli.mad_search", group="mad", help="search layouts by their MAD score"
+    ),
+    "mad board": Verb(
+        module="manticore.cli.mad_board", group="mad", help="table and heat map of all scores"
+    ),
     "doctor": Verb(
         module="manticore.cli.doctor", group="look", help="examine a model for silent faults"
     ),
@@ -67,6 +79,7 @@ _GROUPS = {
     "run": "Whole runs",
     "stage": "Single stages",
     "use": "Use a model",
+    "mad": "Test an architecture (MAD)",
     "look": "Look",
 }
 
