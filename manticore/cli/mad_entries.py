@@ -55,6 +55,10 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
         "belong to a protocol of their own",
     )
     parser.add_argument(
+        "--rates", nargs="+", type=float, metavar="LR", help="other learning rates; likewise"
+    )
+    parser.add_argument("--steps", type=int, help="steps of every training; likewise")
+    parser.add_argument(
         "--compat",
         choices=("fixed", "mad-lab"),
         default="fixed",
@@ -101,17 +105,44 @@ def entries_of(args: argparse.Namespace, d_model: int) -> list[Entry]:
 def protocol_of_options(args: argparse.Namespace) -> Protocol:
     """The protocol that the options describe."""
     from manticore.evaluation.mad import protocol
-    from manticore.evaluation.mad.settings import changed_settings
 
     found = protocol(args.profile, args.compat)
     if args.tasks:
         found = found.only(args.tasks)
-    if not args.changes:
-        return found
-    changes = dict(_parse_setting(word) for word in args.changes)
-    name = f"{found.name}, {', '.join(f'{k}={v}' for k, v in changes.items())}"
+    return changed_protocol(found, _changes(args), args.rates, args.steps)
+
+
+def changed_protocol(
+    found: Protocol,
+    changes: Mapping[str, Any],
+    rates: Sequence[float] | None = None,
+    steps: int | None = None,
+) -> Protocol:
+    """A protocol of one's own, named after what differs, so that its scores stand apart."""
+    from manticore.evaluation.mad.settings import changed_settings
+
+    said = [f"{key}={value}" for key, value in changes.items()]
     settings = changed_settings(found.settings, changes)
-    return dataclasses.replace(found, name=name, settings=settings)
+    replaced: dict[str, Any] = {}
+    if rates:
+        if min(rates) <= 0 or len(set(rates)) < len(rates):
+            raise ValueError(f"--rates {rates}: give positive numbers, and each once.")
+        said.append(f"rates={'/'.join(f'{rate:g}' for rate in rates)}")
+        replaced["rates"] = tuple(rates)
+    if steps is not None:
+        if steps < 1:
+            raise ValueError(f"--steps {steps}: at least one step is needed.")
+        said.append(f"steps={steps}")
+        replaced |= {"steps": steps, "epochs": None}
+        settings = tuple(dataclasses.replace(setting, steps=None) for setting in settings)
+    if not said:
+        return found
+    name = f"{found.name}, {', '.join(said)}"
+    return dataclasses.replace(found, name=name, settings=settings, **replaced)
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    return dict(_parse_setting(word) for word in args.changes)
 
 
 def seeds_of(args: argparse.Namespace) -> list[int]:

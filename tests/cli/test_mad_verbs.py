@@ -72,6 +72,16 @@ def test_dry_run_counts_and_writes_nothing(tmp_path: Path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_changed_rates_and_steps_make_a_protocol_of_their_own(tmp_path: Path, capsys):
+    words = ["mad", "run", *ARCHITECTURE, "--out", tmp_path / "mad", "--dry-run", "--rate", "1"]
+    assert manticore(*words, "--rates", "1e-3", "3e-3", "1e-2", "--steps", "7") == 0
+    said = capsys.readouterr().out
+    assert "pocket, rates=0.001/0.003/0.01, steps=7" in said
+    settings = len(PROFILES["pocket"].settings)
+    assert f"trainings: {3 * settings}" in said
+    assert f"steps: {7 * 3 * settings}" in said
+
+
 def test_search_dry_run_lists_the_layouts(tmp_path: Path, capsys):
     words = ["--token-mixers", "deltanet", "--channel-mixers", "rwkv7-channel", "--out", tmp_path]
     assert manticore("mad", "search", *words, "--dry-run") == 0
@@ -106,6 +116,8 @@ def test_search_writes_a_report_of_the_front(tmp_path: Path, capsys):
         ([*ARCHITECTURE, "--set", "seq_len=6"], "seq_len=6"),
         ([*ARCHITECTURE, "--set", "vocab_size=2"], "vocab_size=2"),
         ([*ARCHITECTURE, "--set", "vocab"], "key=value"),
+        ([*ARCHITECTURE, "--rates", "0"], "positive numbers"),
+        ([*ARCHITECTURE, "--steps", "0"], "at least one step"),
         ([*ARCHITECTURE, "--profile", "pokcet"], "Did you mean 'pocket'"),
         ([*ARCHITECTURE, "--compat", "mad-lab"], "Choose profile 'baseline' or 'full'"),
         ([*ARCHITECTURE, "--seeds", "0"], "at least one seed"),
