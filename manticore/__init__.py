@@ -2,7 +2,8 @@
 
 Importing this package is light: the public names load when they are first used, and neither
 torch nor transformers is imported before that. `AutoConfig` and the Auto classes of
-transformers know Manticore's models as soon as both packages are imported, in either order.
+transformers know Manticore's models, and PEFT its adapters, as soon as both packages are imported,
+in either order.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _PUBLIC = {
     "ManticoreForSequenceClassification": "manticore.hybrids.modeling_classification",
     "ManticoreForTokenClassification": "manticore.hybrids.modeling_classification",
     "ManticoreModel": "manticore.hybrids.modeling_manticore",
+    "MoReConfig": "manticore.adapters.more",
     "doctor": "manticore.evaluation.conformance",
     "search": "manticore.hybrids.search",
 }
@@ -60,4 +62,10 @@ def _register_with_transformers() -> None:
         register_post_import_hook(hook, module)
 
 
+def _register_with_peft() -> None:
+    """Have PEFT know our adapters as soon as it is imported."""
+    register_post_import_hook("manticore.adapters.more.register:register", "peft")
+
+
 _register_with_transformers()
+_register_with_peft()
