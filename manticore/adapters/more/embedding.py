@@ -10,18 +10,16 @@ from manticore.adapters.more.config import MoReConfig
 from manticore.adapters.more.layer import MoReLayer, scaled
 
 
-class MoReEmbedding(nn.Module, MoReLayer):
+class MoReEmbedding(MoReLayer, nn.Module):
     """An embedding with MoRe adapters: the matrix is read at one column per token."""
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, shape: MonarchShape, config: MoReConfig
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         MoReLayer.__init__(self, base_layer)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, shape, config)
-
-    forward = MoReLayer.forward
 
     def reset_parameters(self, adapter_name: str, zero_change: bool = True) -> None:
         """Zero the first factor and draw the second, as LoRA does for embeddings.
@@ -54,4 +52,4 @@ class MoReEmbedding(nn.Module, MoReLayer):
         return False  # PEFT's own conversion writes linear layers only; ours writes both
 
     def __repr__(self) -> str:
-        return "more." + super().__repr__()
+        return "more." + nn.Module.__repr__(self)

@@ -7,7 +7,7 @@ A layer wraps a frozen one and adds to its output. The factors of all adapters l
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ class MoReLayer(BaseTunerLayer):
     adapter_layer_names: tuple[str, ...] = ("more_A", "more_B")
     other_param_names: tuple[str, ...] = ("shapes", "scaling", "more_dropout")
     base_layer: Any
+    # Inherited; said again for the type checker, which does not read PEFT.
+    get_base_layer: Callable[[], Any]
+    _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
+    _get_embed_scale: Callable[[], Tensor | None]
 
     def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
         self.base_layer = base_layer

@@ -12,7 +12,7 @@ from manticore.adapters.more.config import MoReConfig
 from manticore.adapters.more.layer import MoReLayer, scaled
 
 
-class MoReLinear(nn.Module, MoReLayer):
+class MoReLinear(MoReLayer, nn.Module):
     """A linear layer (plain, quantized, or GPT-2's Conv1D) with MoRe adapters."""
 
     def __init__(
@@ -23,12 +23,10 @@ class MoReLinear(nn.Module, MoReLayer):
         config: MoReConfig,
         **quantization: Any,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         MoReLayer.__init__(self, base_layer, **quantization)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, shape, config)
-
-    forward = MoReLayer.forward
 
     def _add(self, result: Tensor, x: Tensor, adapter: str) -> Tensor:
         first, second = self.more_A[adapter], self.more_B[adapter]
@@ -40,4 +38,4 @@ class MoReLinear(nn.Module, MoReLayer):
         return dense.T if isinstance(self.get_base_layer(), Conv1D) else dense
 
     def __repr__(self) -> str:
-        return "more." + super().__repr__()
+        return "more." + nn.Module.__repr__(self)
