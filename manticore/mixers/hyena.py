@@ -25,6 +25,7 @@ from manticore.mixers.fresh_weights import uniform_linear
 from manticore.mixers.implicit_filter import ImplicitFilter, filter_flops, filter_parameters
 from manticore.mixers.interface import Mixer, MixerSpec, State
 from manticore.mixers.long_convolution import fast_length, long_convolution
+from manticore.mixers.precision import widen
 from manticore.mixers.short_conv import ShortConv
 from manticore.mixers.token_shift import last_real_tokens, zero_padding
 
@@ -77,7 +78,7 @@ class HyenaSpec(MixerSpec):
     def flops_per_token(self, seq_len: int) -> int:
         d_model, channels = self.d_model, self.channels
         maps = 2 * (3 * d_model * d_model + channels * d_model + 3 * channels * self.conv_size)
-        return maps + convolution_flops(channels, self.filter_width, seq_len) + 3 * channels
+        return maps + convolution_flops(channels, self.filter_width, seq_len) + 2 * channels
 
 
 class Hyena(Mixer):
@@ -115,8 +116,9 @@ class Hyena(Mixer):
         x0, x1, v = (wide + self.conv_bias).chunk(3, dim=-1)  # each (B, T, C)
         u = zero_padding(x1 * v, padding_mask)  # the bias has filled the padding again
         seen = u if past is None else torch.cat([past.to(u.dtype), u], dim=1)
-        mixed = long_convolution(seen, self.filter(seen.shape[1]), x.shape[1])
-        y = self._read(x0 * (mixed.to(u.dtype) + self.present.to(u.dtype) * u), x)
+        filters = with_present(self.filter(seen.shape[1]), self.present)
+        mixed = long_convolution(seen, filters, x.shape[1])
+        y = self._read(x0 * mixed.to(u.dtype), x)
         if not wants_state:
             return y, None
         assert before is not None
@@ -125,6 +127,13 @@ class Hyena(Mixer):
     def _read(self, y: Tensor, x: Tensor) -> Tensor:
         """Map the channels (B, T, C) to the output; `x` is the mixer's input."""
         return self.output(y) + self.output_bias
+
+
+def with_present(filters: Tensor, present: Tensor) -> Tensor:
+    """Filters (channels, taps) with the weight b of the present added to the first tap."""
+    filters = widen(filters)
+    first = filters[:, :1] + widen(present).unsqueeze(1)
+    return torch.cat([first, filters[:, 1:]], dim=1)
 
 
 def check_length(x: Tensor, past: Tensor | None, max_length: int) -> None:
@@ -144,6 +153,8 @@ def grown_past(u: Tensor, past: Tensor | None, padding_mask: Tensor | None) -> T
     """
     if past is None:
         past = u.new_zeros(u.shape[0], 0, u.shape[2])
+    if padding_mask is None:
+        return torch.cat([past.to(u.dtype), u], dim=1)
     count = past.shape[1] + u.shape[1]
     padded = F.pad(past, (0, 0, u.shape[1], 0))  # what is kept grows by the whole piece
     return last_real_tokens(u, padded, count, padding_mask)

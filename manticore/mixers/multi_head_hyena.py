@@ -20,7 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from manticore.mixers.fresh_weights import uniform_linear
-from manticore.mixers.hyena import HyenaSpec, check_length, convolution_flops, grown_past
+from manticore.mixers.hyena import (
+    HyenaSpec,
+    check_length,
+    convolution_flops,
+    grown_past,
+    with_present,
+)
 from manticore.mixers.implicit_filter import ImplicitFilter, filter_flops, filter_parameters
 from manticore.mixers.interface import Mixer, State
 from manticore.mixers.long_convolution import long_convolution
@@ -131,19 +137,16 @@ class MultiHeadHyena(Mixer):
         kv = zero_padding(kv, padding_mask)  # the bias has filled the padding again
         seen = kv if past is None else torch.cat([past.to(kv.dtype), kv], dim=1)
         k, v = (self._by_head(t) for t in seen.chunk(2, dim=-1))  # each (B, H, S, D)
-        taps = self._taps(seen.shape[1])
-        convolve = head_convolution if seen.shape[1] <= DIRECT_UP_TO else head_convolution_fourier
+        taps = with_present(self.filter(seen.shape[1]), self.present)
+        # Direct products cost as much as there are pairs of a query and a position before it.
+        is_short = q.shape[1] * seen.shape[1] <= DIRECT_UP_TO**2
+        convolve = head_convolution if is_short else head_convolution_fourier
         y = convolve(self._by_head(q), k, v, taps).transpose(1, 2).flatten(2)
         y = self.output(y.to(x.dtype)) + self.output_bias
         if not wants_state:
             return y, None
         assert before is not None
         return y, {"before": before, "past": grown_past(kv, past, padding_mask)}
-
-    def _taps(self, count: int) -> Tensor:
-        """Filters (heads, taps), the weight of the present added to the first tap."""
-        taps = widen(self.filter(count))
-        return torch.cat([taps[:, :1] + widen(self.present).unsqueeze(1), taps[:, 1:]], dim=1)
 
     def _by_head(self, t: Tensor) -> Tensor:
         return t.unflatten(-1, (self.spec.heads, self.spec.head_size)).transpose(1, 2)

@@ -37,9 +37,25 @@ def test_the_transform_equals_the_sum_and_scipy(seq_len):
     torch.testing.assert_close(long_convolution(u, filters, 1), found[:, -1:])
 
 
-def test_gradients_of_the_transform():
-    u, filters = normal(1, 5, 2).requires_grad_(), normal(2, 5, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(long_convolution, (u, filters))
+@pytest.mark.parametrize("num_outputs", [None, 1, 3])
+def test_gradients_of_the_transform(num_outputs):
+    u, filters = normal(2, 5, 2).requires_grad_(), normal(2, 6, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda *x: long_convolution(*x, num_outputs), (u, filters))
+
+
+def test_the_last_positions_alone_are_those_of_the_whole():
+    u, filters = normal(2, 20, 3), normal(3, 20, seed=1)
+    whole = long_convolution(u, filters)
+    for count in (1, 2, 19, 20):
+        torch.testing.assert_close(long_convolution(u, filters, count), whole[:, 20 - count :])
+
+
+def test_a_second_derivative_is_refused_and_names_the_way_out():
+    u, filters = normal(1, 5, 2).requires_grad_(), normal(2, 5, seed=1)
+    y = long_convolution(u, filters)
+    (gradient,) = torch.autograd.grad(y.square().sum(), u, create_graph=True)
+    with pytest.raises(RuntimeError, match="long_convolution_naive"):
+        gradient.sum().backward()
 
 
 def test_fast_lengths_are_enough_and_have_small_factors():
@@ -113,6 +129,12 @@ def test_a_long_sequence_takes_the_transforms_and_gives_the_same(monkeypatch):
     expected = mixer(x)
     monkeypatch.setattr("manticore.mixers.multi_head_hyena.DIRECT_UP_TO", 8)
     torch.testing.assert_close(mixer(x), expected, atol=1e-5, rtol=1e-5)
+    # A piece behind a long past: transforms for many positions, products for a few.
+    state, outputs = None, []
+    for start, end in ((0, 20), (20, 36), (36, 37), (37, 40)):
+        y, state = mixer.prefill(x[:, start:end], state)
+        outputs.append(y)
+    torch.testing.assert_close(torch.cat(outputs, dim=1), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_expert_is_read_by_as_much_as_the_router_says():
