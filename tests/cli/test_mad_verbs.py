@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from manticore.cli import mad_board, mad_run, mad_search
-from manticore.cli.main import VERBS, Verb, main
+from manticore.cli.mad_entries import changed_protocol
+from manticore.cli.main import main
 from manticore.evaluation.mad import PROFILES, load_records, score
 from tests.conftest import REPOSITORY
 
@@ -22,18 +22,14 @@ from tests.conftest import REPOSITORY
 ARCHITECTURE = ["--layers", "attention", "rwkv7-channel", "--d-model", "8"]
 TASK = ["--tasks", "M", "--set", "seq_len=4", "--quiet"]
 STEPS = 8
-MODULES = {"mad run": mad_run, "mad board": mad_board, "mad search": mad_search}
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    """The pocket protocol in a few steps, and the verbs in the table, whoever adds them."""
-    few = dataclasses.replace(PROFILES["pocket"], steps=STEPS, num_valid=32, num_test=32)
+    """The pocket protocol in a few steps."""
+    few = changed_protocol(PROFILES["pocket"], {}, steps=STEPS)
+    few = dataclasses.replace(few, name="pocket", num_valid=32, num_test=32)
     monkeypatch.setitem(PROFILES, "pocket", few)
-    for name, module in MODULES.items():
-        if name not in VERBS:
-            verb = Verb(module=module.__name__, group="look", help="MAD")
-            monkeypatch.setitem(VERBS, name, verb)
 
 
 def manticore(*words: object) -> int:
@@ -157,11 +153,11 @@ def test_a_killed_run_continues_with_what_is_not_recorded(tmp_path: Path):
     words = ["mad", "run", *ARCHITECTURE, *TASK, "--seeds", "6", "--stack", "1", "--out"]
     code = (
         "import sys; from dataclasses import replace\n"
-        "from manticore.cli.main import VERBS, Verb, main\n"
+        "from manticore.cli.main import main\n"
         "from manticore.evaluation.mad import PROFILES\n"
-        f"few = replace(PROFILES['pocket'], steps={STEPS}, num_valid=32, num_test=32)\n"
-        "PROFILES['pocket'] = few\n"
-        "VERBS.setdefault('mad run', Verb(module='manticore.cli.mad_run', group='look', help=''))\n"
+        "from manticore.cli.mad_entries import changed_protocol\n"
+        f"few = changed_protocol(PROFILES['pocket'], {{}}, steps={STEPS})\n"
+        "PROFILES['pocket'] = replace(few, name='pocket', num_valid=32, num_test=32)\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     killed = tmp_path / "killed"

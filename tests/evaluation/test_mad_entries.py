@@ -105,7 +105,7 @@ def test_planned_counts_are_the_protocol_s():
 def test_costs_are_those_of_the_built_model():
     for layers in (["attention", "rwkv7-channel"], ["deltanet", "rwkv7-channel"] * 2):
         entry = entry_of_layers(layers, 16)
-        setting = POCKET.settings[0]
+        setting = protocol("baseline").settings[0]
         assert setting.options["vocab_size"] == 16
         assert entry.costs()["parameters"] == sum(
             p.numel() for p in weights(entry, setting).values()

@@ -40,7 +40,7 @@ class LayoutSpace:
     """Pairs of a token mixer and a channel mixer."""
     attention: str = ATTENTION
     """The mixer of the striped blocks."""
-    d_model: int = 64
+    d_model: int = 128
     """Width."""
 
     def __post_init__(self) -> None:
