@@ -21,7 +21,11 @@ from torch import Tensor, nn
 from manticore.mixers.fresh_weights import uniform_linear
 from manticore.mixers.interface import Mixer, MixerSpec, State
 from manticore.mixers.precision import widen
-from manticore.mixers.selective_scan import selective_scan
+from manticore.mixers.selective_scan_choice import (
+    SelectiveKernel,
+    check_selective_kernel,
+    choose_selective_scan,
+)
 from manticore.mixers.short_conv import ShortConv
 from manticore.mixers.token_shift import zero_padding
 
@@ -44,6 +48,8 @@ class MambaSpec(MixerSpec):
     compat: Literal["fixed", "mad-lab"] = "fixed"
     """`mad-lab`: the bias of the time steps starts at 0, as its autoencoder and its language
     models before December 2024 had it, instead of at steps of 0.001 to 0.1."""
+    kernel: SelectiveKernel = "torch"
+    """What runs the scan: torch, or mamba-ssm (its authors' kernels, on a GPU)."""
 
     def __post_init__(self) -> None:
         for name in ("d_model", "expand", "d_state", "conv_size", "rank"):
@@ -51,6 +57,7 @@ class MambaSpec(MixerSpec):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.compat not in ("fixed", "mad-lab"):
             raise ValueError(f"compat={self.compat!r} must be 'fixed' or 'mad-lab'.")
+        check_selective_kernel(self.kernel)
 
     @property
     def inner_width(self) -> int:
@@ -102,6 +109,7 @@ class Mamba(Mixer):
         self.log_rate = nn.Parameter(states.log().expand(inner, -1).clone())  # S4D-real: A = -n
         self.skip = nn.Parameter(torch.ones(inner))
         self.output = uniform_linear(inner, spec.d_model, generator, inner**-0.5)
+        self.scan = choose_selective_scan(spec.kernel)
 
     def mix(
         self,
@@ -117,7 +125,7 @@ class Mamba(Mixer):
         # Zero again: the bias has filled the padding, and what is not zero enters the state.
         x = zero_padding(F.silu(x + self.conv_bias), padding_mask)
         dt, B, C = self._select(x, padding_mask)
-        y, scan = selective_scan(
+        y, scan = self.scan(
             x, dt, -torch.exp(widen(self.log_rate)), B, C, self.skip, z, initial_state=scan
         )
         y = self.output(y)

@@ -170,7 +170,7 @@ class Mamba2(Mixer):
         log_decay = -torch.exp(widen(self.log_rate)) * dt  # (B, T, H)
         x = widen(x).unflatten(-1, (spec.n_heads, spec.head_dim))  # (B, T, H, P)
         values = (x * dt.unsqueeze(-1)).transpose(1, 2)
-        queries, keys = self._by_head(C), self._by_head(B)
+        queries, keys = self._by_head(widen(C)), self._by_head(widen(B))
         decays = log_decay.transpose(1, 2).unsqueeze(-1)
         y, memory = self.scan(queries, keys, values, decays, memory)
         y = y.transpose(1, 2) + widen(self.skip).unsqueeze(-1) * x

@@ -34,7 +34,7 @@ from manticore.mixers.precision import widen
 from manticore.mixers.short_conv import ShortConv
 from manticore.mixers.token_shift import zero_padding
 
-DIRECT_UP_TO = 512
+DIRECT_UP_TO = 224
 """Tokens up to which matrix products are faster than transforms (heads of 8, one CPU thread)."""
 
 
