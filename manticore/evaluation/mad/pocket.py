@@ -31,7 +31,7 @@ _SETTINGS: tuple[tuple[str, dict[str, Any], int, int], ...] = (
         12_800,
         1000,
     ),
-    ("memorization", {"vocab_size": 1024}, 256, 100),
+    ("memorization", {"vocab_size": 1024}, 256, 150),
     ("compression", {"seq_len": 16}, 12_800, 500),
     ("selective-copying", {"seq_len": 32, "num_tokens_to_copy": 6}, 12_800, 800),
 )
