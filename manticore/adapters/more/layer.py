@@ -106,7 +106,7 @@ class MoReLayer(BaseTunerLayer):
                 f"The weight change is {tuple(delta.shape)}, but the base weight is "
                 f"{tuple(self.get_base_weight().shape)}."
             )
-        wide = wanted.to(torch.promote_types(wanted.dtype, torch.float32))
+        wide = wanted.detach().to(torch.promote_types(wanted.dtype, torch.float32))
         first, second = project(wide / self.scaling[adapter], self.shapes[adapter])
         with torch.no_grad():
             a.copy_(first)
