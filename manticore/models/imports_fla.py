@@ -8,6 +8,7 @@ a channel mixer, each with a residual line and a norm of its own, as ours are. L
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ def config_from_fla(config: Mapping[str, Any], **overrides: Any) -> MixerLMConfi
         "layers": layers_from_fla(config),
         "d_model": int(config.get("hidden_size", 2048)),
         "vocab_size": int(config.get("vocab_size", 32000)),
-        "norm_eps": float(config.get("norm_eps", 1e-6)),
+        "norm_eps": float(config.get("norm_eps", _default(config, "norm_eps", 1e-6))),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
         "head_bias": False,
     }
@@ -72,12 +73,17 @@ def layers_from_fla(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     channel = _HAS_CHANNEL[name](config, width) if name in _HAS_CHANNEL else None
     layers = []
     attention = config.get("attn") or {}
-    for index in range(int(config.get("num_hidden_layers", 24))):
+    depth = config.get("num_hidden_layers", 48 if name in ("mamba", "mamba2") else 24)
+    for index in range(int(depth)):
         attends = index in attention.get("layers", ())
         layers.append(_attention_layer(attention, width) if attends else dict(token))
         if channel is not None:
             layers.append(dict(channel))
     return layers
+
+
+def _default(config: Mapping[str, Any], key: str, otherwise: Any) -> Any:
+    return DEFAULTS.get(str(config.get("model_type")), {}).get(key, otherwise)
 
 
 def _attention_layer(settings: Settings, width: int) -> dict[str, Any]:
@@ -129,6 +135,20 @@ def _rwkv6_channel(settings: Settings, width: int) -> dict[str, Any]:
     return {"mixer": "rwkv6-channel", "expand": inner / width}
 
 
+def _mamba(settings: Settings) -> dict[str, Any]:
+    inner = settings["expand"] * settings["_width"]
+    given = settings.get("intermediate_size", inner)
+    check_value(LIBRARY, "intermediate_size", given, inner)
+    rank = settings["dt_rank"]
+    return {"dt_rank": None if rank == "auto" else rank}
+
+
+def _mamba2(settings: Settings) -> dict[str, Any]:
+    heads = settings["expand"] * settings["_width"] // settings["head_dim"]
+    check_value(LIBRARY, "num_heads", settings.get("num_heads", heads), heads)
+    return {}
+
+
 _RATIOS = {"retnet": 2}
 """hidden_ratio where a configuration does not say; elsewhere 4."""
 _HAS_CHANNEL: dict[str, Callable[[Settings, int], dict[str, Any]]] = {
@@ -148,10 +168,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "norm_eps": 1e-6,
     },
     "rwkv6": {"num_heads": 4, "expand_k": 0.5},
+    "mamba": {"state_size": 16, "conv_kernel": 4, "expand": 2, "dt_rank": "auto",
+              "norm_eps": 1e-5},
+    "mamba2": {"state_size": 128, "conv_kernel": 4, "expand": 2, "head_dim": 64, "n_groups": 1,
+               "norm_eps": 1e-5},
 }  # fmt: skip
 """What fla takes where a configuration does not say and ours is another."""
 _FEATURE_MAPS = {"elementwise_product": "quadratic", "elu": "elu", "relu": "relu",
                  "hedgehog": "hedgehog"}  # fmt: skip
+# Common to both Mambas: maps without bias, a convolution with one, first steps as published.
+_SSM_FIELDS = {"state_size": "d_state", "conv_kernel": "conv_size", "expand": "expand"}
+_SSM_ONLY = {
+    "use_bias": False, "use_conv_bias": True, "hidden_act": ("silu", "swish"), "dt_min": 0.001,
+    "dt_max": 0.1, "dt_init_floor": ANY,
+}  # fmt: skip
 RULES: dict[str, Rule] = {
     "transformer": Rule(
         mixer="mh-attention",
@@ -253,6 +283,33 @@ RULES: dict[str, Rule] = {
         derive=_rwkv6,
         reads=("num_heads", "_width"),
         only={"expand_k": 1, "expand_v": 1, "norm_first": ANY, "norm_bias": ANY},
+    ),
+    "mamba": Rule(
+        mixer="mamba",
+        fields=_SSM_FIELDS,
+        derive=_mamba,
+        reads=("dt_rank", "intermediate_size", "_width"),
+        only={**_SSM_ONLY, "dt_scale": 1, "dt_init_scheme": "random", "norm_eps": ANY},
+    ),
+    "mamba2": Rule(
+        mixer="mamba2",
+        fields={
+            **_SSM_FIELDS,
+            "head_dim": "head_dim",
+            "n_groups": "n_groups",
+            "norm_eps": "norm_eps",
+        },
+        derive=_mamba2,
+        reads=("num_heads", "_width"),
+        only={
+            **_SSM_ONLY,
+            "rmsnorm": True,
+            "norm_before_gate": False,
+            "D_has_hdim": False,
+            "dt_limit": ([0.0, math.inf], (0.0, math.inf)),
+            "A_init_range": ([1, 16], (1, 16)),
+            "conv_init": None,
+        },
     ),
 }
 ABSENT = {

@@ -7,7 +7,7 @@ out. Layers whose computation we mend come with `compat` where `compat="mad-lab"
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,112 @@ def _gated_deltanet(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _hyena(settings: Settings) -> dict[str, Any]:
+    # Theirs repeats the channels of its input map; ours has as many repeats as it widens.
+    groups = settings.get("inner_factor", 2)
+    check_value(LIBRARY, "proj_groups", settings.get("proj_groups", 4), groups)
+    return {"groups": groups} | _hyena_filter(settings)
+
+
+def _multi_head_hyena(settings: Settings) -> dict[str, Any]:
+    heads = settings.get("num_heads", 1)
+    within = settings.get("long_conv_cfg", {}).get("num_heads", heads)
+    check_value(LIBRARY, "long_conv_cfg.num_heads", within, heads)
+    ours = {"n_heads": heads, "groups": settings.get("proj_groups", 4)}
+    return ours | _hyena_filter(settings)
+
+
+def _hyena_experts(settings: Settings) -> dict[str, Any]:
+    experts = settings.get("num_experts", 8)
+    width = settings.get("dim_inner", settings["dim"] // experts)
+    check_value(LIBRARY, "dim_inner * num_experts", width * experts, settings["dim"])
+    return {"n_experts": experts} | _hyena_filter(settings)
+
+
+_LONG_CONVOLUTION = {"bias": True, "filter_cls": "implicit", "filter_cfg": ANY, "num_heads": ANY}
+_FILTER = {
+    "order": ANY, "emb_dim": 3, "depth_implicit": 2, "w": 1, "nested": False, "modulate": True,
+    "normalized": False, "shift": 0, "fast_decay_pct": 0.3, "slow_decay_pct": 1.5, "target": 1e-2,
+    "lr": ANY, "lr_pos_emb": ANY, "modulation_lr": 0, "wd": ANY,
+}  # fmt: skip
+"""Of a filter's settings; its rates of learning are never read."""
+
+
+def _hyena_filter(settings: Settings) -> dict[str, Any]:
+    convolution = {"filter_cls": "rtf", **settings.get("long_conv_cfg", {})}
+    network = convolution.get("filter_cfg", {})
+    for given, allowed in ((convolution, _LONG_CONVOLUTION), (network, _FILTER)):
+        for key, value in given.items():
+            if key not in allowed:
+                raise ValueError(
+                    f"{LIBRARY}'s long_conv_cfg: the setting {key!r} (here {value!r}) has no "
+                    "counterpart. Leave it out if its default is meant."
+                )
+            check_value(LIBRARY, f"long_conv_cfg.{key}", value, allowed[key])
+    return {"filter_width": network.get("order", 16)}
+
+
+def _hyena_rule(
+    name: str,
+    derive: Callable[[Settings], dict[str, Any]],
+    reads: tuple[str, ...],
+    only: dict[str, Any],
+    fields: dict[str, str] | None = None,
+) -> Rule:
+    return Rule(
+        mixer=name,
+        fields={"short_filter_order": "conv_size", "max_length": "max_length", **(fields or {})},
+        derive=derive,
+        reads=("dim", "long_conv_cfg", *reads),
+        only={"order": 2, "dropout": 0, "fused_bias_fc": ANY, "post_order_ffn": ANY, **only},
+    )
+
+
+_UNUSED = {"num_blocks": ANY, "outer_mixing": ANY, "activation": ANY, "nested": ANY}
+_HYENAS = {
+    "hyena": _hyena_rule(
+        "hyena", _hyena, ("inner_factor", "proj_groups"), {"num_heads": 1, **_UNUSED}
+    ),
+    "mh-hyena": _hyena_rule(
+        "mh-hyena", _multi_head_hyena, ("num_heads", "proj_groups"), {"inner_factor": 1, **_UNUSED}
+    ),
+    "hyena-experts": _hyena_rule(
+        "hyena-experts",
+        _hyena_experts,
+        ("dim_inner", "num_experts"),
+        {
+            "num_heads": 1, "inner_factor": 1, "num_blocks": 1, "proj_groups": ANY, "nested": ANY,
+            "outer_mixing": False, "post_order_ffn": False, "activation": ("id", None),
+        },
+        {"active_experts": "top_k"},
+    ),
+}  # fmt: skip
+
+
+def _mamba(settings: Settings) -> dict[str, Any]:
+    rank = settings.get("dt_rank", "auto")
+    return {"d_state": settings.get("d_state", 16), "dt_rank": None if rank == "auto" else rank}
+
+
+_MAMBA = Rule(
+    mixer="mamba",
+    fields={"d_conv": "conv_size", "expand": "expand"},
+    derive=_mamba,
+    reads=("d_state", "dt_rank"),
+    only={
+        "dim": ANY,
+        "dt_min": 0.001,
+        "dt_max": 0.1,
+        "dt_init": "random",
+        "dt_scale": 1,
+        "dt_init_floor": ANY,  # below dt_min it does nothing
+        "conv_bias": True,
+        "bias": False,
+        "use_fast_path": ANY,
+    },
+)
+
+
 def _linear_attention(name: str) -> Rule:
     return Rule(
         mixer=name,
@@ -241,6 +347,8 @@ RULES: dict[str, Rule] = {
     "rwkv5-channel-mixer": _rwkv_channel_rule("rwkv5-channel"),
     "rwkv6-channel-mixer": _rwkv_channel_rule("rwkv6-channel"),
     "gated-delta-net": _GATED_DELTANET,
+    **_HYENAS,
+    "mamba": _MAMBA,
     "mlp": Rule(
         mixer="mlp",
         derive=_mlp,
@@ -260,9 +368,10 @@ RULES: dict[str, Rule] = {
     ),
 }
 ABSENT = {"bs-gated-delta-net": "a later addition to it; gated-delta-net comes closest"}
-# What compat="mad-lab" sets, where the original computes something that we mend.
+# What compat="mad-lab" sets, where the original computes something that we mend. Mamba is not here:
+# the bias of its time steps is the original's autoencoder's doing, so it is that of ours.
 MENDED: dict[str, dict[str, Any]] = {
     "linear-attention": {"feature_map": "quadratic", "compat": "mad-lab"},
     "mh-linear-attention": {"feature_map": "quadratic", "compat": "mad-lab"},
-    "moe-mlp": {"compat": "mad-lab"},
+    **{name: {"compat": "mad-lab"} for name in ("moe-mlp", *_HYENAS)},
 }

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
+from manticore.mixers.implicit_filter import ImplicitFilter
+from manticore.mixers.mamba import Mamba
 from manticore.models.configuration_mixer_lm import MixerLMConfig
 from manticore.models.mixer_classifier import last_real
 from manticore.models.mixer_parts import SinusoidalPositions, linear, new_norm
@@ -81,3 +83,9 @@ class MixerAutoEncoder(MixerPreTrainedModel):
                 )
                 if module.bias is not None:
                     module.bias.zero_()
+            # Biases of maps there, which ours keep by themselves.
+            elif isinstance(module, Mamba):
+                module.step_bias.zero_()
+            elif isinstance(module, ImplicitFilter):
+                for offset in module.offsets:
+                    offset.zero_()

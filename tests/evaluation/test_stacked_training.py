@@ -28,6 +28,8 @@ STACKS = {
     "attention": ({"mixer": "mh-attention", "n_heads": 4}, "swiglu"),
     "gated linear attention": ({"mixer": "mh-gated-linear-attention", "n_heads": 4}, "rwkv7"),
     "gated deltanet": ({"mixer": "gated-deltanet", "n_heads": 4}, "rwkv5-channel"),
+    "mamba": ("mamba",),
+    "hyena": ({"mixer": "hyena", "max_length": LENGTH}, "moe-mlp"),
 }
 
 

@@ -74,10 +74,14 @@ FILES: dict[str, tuple[dict, int]] = {
     "mamba": (MAMBA, 107_264),
     "mlp": ({"dim": 128, "dim_inner": None, "drop_rate": 0, "bias": False}, 131_072),
     "swiglu": ({"dim": 128}, 135_168),
-    "hyena": (HYENA, 124_348),
+    # Its benchmark adds the task's length, for which its filters train positions.
+    "hyena": ({**HYENA, "max_length": 128}, 124_348),
+    "mh-hyena": ({**MH_HYENA, "max_length": 128}, 30_862),
+    "hyena-experts": ({**EXPERTS, "max_length": 128}, 57_464),
 }  # fmt: skip
-# Ours mend the original here, so that the counts differ by what is mended.
+# The files where what was counted is another.
 MENDED_FILES = {
+    "hyena": HYENA,
     "mh-hyena": MH_HYENA,
     "hyena-experts": EXPERTS,
     "moe-mlp": {"dim": 128, "dim_inner": 16, "num_experts": 8, "active_experts": 2, "bias": False},
@@ -92,7 +96,7 @@ def test_a_layer_of_mad_lab_has_the_parameters_that_it_has_there(name: str) -> N
     assert layer_spec(layer, d_model).num_parameters() == parameters
 
 
-@pytest.mark.parametrize("name", [name for name in [*FILES, *MENDED_FILES] if name in RULES])
+@pytest.mark.parametrize("name", [name for name in {**FILES, **MENDED_FILES} if name in RULES])
 def test_its_own_files_mean_what_its_names_mean_here(name: str, tmp_path) -> None:
     settings = MENDED_FILES.get(name) or FILES[name][0]
     path = tmp_path / f"{name}.yml"
@@ -105,7 +109,19 @@ def test_its_own_files_mean_what_its_names_mean_here(name: str, tmp_path) -> Non
 
 def test_every_layer_that_we_share_has_a_rule() -> None:
     assert {rule.mixer for rule in RULES.values()} <= set(TABLE)
-    assert len(RULES) >= 13
+    assert len(RULES) >= 19
+
+
+def test_what_the_original_computes_is_asked_for_where_we_mend_it() -> None:
+    for name in ("hyena", "mh-hyena", "hyena-experts", "moe-mlp"):
+        assert layer_from_mad_lab(name, compat="mad-lab")[0]["compat"] == "mad-lab"
+        assert "compat" not in layer_from_mad_lab(name)[0]
+
+
+def test_sizes_of_mamba_are_followed() -> None:
+    settings = {**MAMBA, "dim": 64, "d_state": 16, "dt_rank": 3, "d_conv": 3}
+    spec = layer_spec(*layer_from_mad_lab("mamba", settings))
+    assert (spec.d_state, spec.rank, spec.conv_size, spec.inner_width) == (16, 3, 3, 128)
 
 
 def test_settings_of_another_width_and_window_are_followed() -> None:
@@ -121,6 +137,11 @@ def test_settings_of_another_width_and_window_are_followed() -> None:
     ("name", "settings", "message"),
     [
         ("attention", {"causal": False}, "causal=False has no counterpart; we have True"),
+        ("hyena", {**HYENA, "proj_groups": 2}, "proj_groups=2 has no counterpart; we have 4"),
+        ("hyena", {"inner_factor": 4}, "filter_cls='rtf' has no counterpart"),
+        ("mh-hyena", {**MH_HYENA, "num_heads": 8}, "num_heads=16 has no counterpart; we have 8"),
+        ("hyena-experts", {**EXPERTS, "dim_inner": 8}, "num_experts=64 has no counterpart"),
+        ("mamba", {**MAMBA, "bias": True}, "bias=True has no counterpart"),
         ("attention", {"alibi": True}, "'alibi'.*has no counterpart in our 'attention'"),
         ("hyenas", None, "'hyenas' is no name of mad-lab.*Known: attention"),
         ("bs-gated-delta-net", None, "gated-delta-net comes closest"),
@@ -161,7 +182,10 @@ FLA_MODELS = {
     "gated_deltanet": {"num_heads": 2, "head_dim": 24},
     "linear_attn": {"num_heads": 4},
     "rwkv6": {"num_heads": 4, "expand_k": 1.0},
+    "mamba": {"state_size": 8, "intermediate_size": None},
+    "mamba2": {"state_size": 8, "head_dim": 16, "n_groups": 2, "intermediate_size": None},
 }
+NO_CHANNEL_MIXER = ("mamba", "mamba2")
 HAS_SWIGLU = "swiglu" in names_with_a_module()
 FLA_BUILT = [name for name in FLA_MODELS if HAS_SWIGLU or name == "rwkv6"]
 
@@ -177,7 +201,7 @@ def test_a_configuration_of_fla_becomes_a_model(name: str, tmp_path) -> None:
     path.write_text(json.dumps({**fla_config(name), "use_cache": True, "fuse_norm": True}))
     config = read_fla_config(path, max_position_embeddings=None)
     assert (config.hidden_size, config.vocab_size) == (64, 50)
-    assert len(config.layers) == 4
+    assert len(config.layers) == (2 if name in NO_CHANNEL_MIXER else 4)
     assert config_from_fla(fla_config(name), vocab_size=16).vocab_size == 16
 
 
@@ -197,6 +221,10 @@ def test_mixers_have_as_many_parameters_as_flas_own(name: str) -> None:
         )
     layers = theirs.model.layers
     ours = config_from_fla(settings).specs()
+    if name in NO_CHANNEL_MIXER:
+        counts = [sum(p.numel() for p in block.mixer.parameters()) for block in layers]
+        assert [spec.num_parameters() for spec in ours] == counts
+        return
     for index, block in enumerate(layers):
         token, channel = block.attn, block.mlp
         assert ours[2 * index].num_parameters() == sum(p.numel() for p in token.parameters())
@@ -219,6 +247,8 @@ def test_attention_layers_of_a_hybrid_of_fla_stay_where_they_are() -> None:
         ({"model_type": "mega"}, "'mega' is no name of flash-linear-attention.*Known: "),
         ({"model_type": "rwkv7"}, "'rwkv7' has no counterpart here"),
         ({"model_type": "gla", "feature_map": "relu"}, "feature_map='relu' has no counterpart"),
+        ({"model_type": "mamba", "intermediate_size": 96}, "intermediate_size=96 has no count"),
+        ({"model_type": "mamba2", "rmsnorm": False}, "rmsnorm=False has no counterpart"),
         ({"model_type": "gla", "gate_size": 3}, "'gate_size'.*has no counterpart"),
         ({}, "'None' is no name"),
     ],

@@ -208,6 +208,20 @@ def test_the_original_autoencoder_starts_from_its_own_weights() -> None:
         assert module.bias is None or module.bias.abs().max() == 0
 
 
+def test_the_original_autoencoder_also_zeroes_the_time_steps_of_mamba_and_hyenas_offsets() -> None:
+    # There they are biases of linear maps, and its autoencoder zeroes all of those.
+    layers = ("mamba", "hyena")
+    original, ours = (
+        MixerAutoEncoder.from_generator(config(layers=layers, compat=compat), torch_generator(0))
+        for compat in ("mad-lab", "fixed")
+    )
+    for model, is_zero in ((original, True), (ours, False)):
+        mamba, hyena = (layer.mixer for layer in model.model.layers)
+        for bias in (mamba.step_bias, *hyena.filter.offsets):
+            assert (bias.abs().max() == 0) == is_zero
+    assert original.model.layers[0].mixer.conv_bias.abs().max() > 0  # a convolution's is kept
+
+
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @torch.no_grad()
 def test_the_classifier_sees_no_padding(pooling: str) -> None:
