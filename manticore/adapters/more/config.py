@@ -42,7 +42,7 @@ class MoReConfig(PeftConfig):
     """Probability of dropout on the input of the adapter."""
     target_modules: list[str] | str | None = None
     """Endings of names of modules to adapt, a regular expression, or "all-linear". Default: those
-    of LoRA for the model's type."""
+    of LoRA for the model's type, on hybrids those that reach every layer."""
     exclude_modules: list[str] | str | None = None
     """Endings of names of modules not to adapt, or a regular expression."""
     rank_pattern: dict[str, int] = field(default_factory=dict)

@@ -19,6 +19,8 @@ from manticore.adapters.more.linear import MoReLinear
 from manticore.adapters.more.loading import refuse_other_shapes
 from manticore.adapters.more.rows import adapter_names_by_row
 from manticore.adapters.more.targets import check_targets, closest_names, shape_of
+from manticore.adapters.targets import DEFAULT_TARGETS
+from manticore.adapters.uncovered import warn_uncovered
 
 
 class MoReModel(BaseTuner):
@@ -26,20 +28,28 @@ class MoReModel(BaseTuner):
 
     prefix: str = "more_"
     tuner_layer_cls = MoReLayer
-    # LoRA's choice for every type of model: MoRe changes the same weights.
-    target_module_mapping: ClassVar = dict(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
+    # LoRA's choice for a type of model, except where it would miss most layers.
+    target_module_mapping: ClassVar = {
+        **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+        **{family: list(names) for family, names in DEFAULT_TARGETS.items()},
+    }
 
     # Adding adapters
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Add an adapter to `model`; an error about names that match nothing gets the closest."""
+        """Add an adapter to `model`; an error about names that match nothing gets the closest.
+
+        Warns if layers of the repeating stack end up without any adapter.
+        """
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
             hint = closest_names(self.peft_config[adapter_name], model)
             raise NoMatchingPeftModuleError(f"{error}{hint}") from None
+        if not self.peft_config[adapter_name].inference_mode:
+            warn_uncovered(self, stacklevel=4)
 
     def _prepare_model(self, peft_config: MoReConfig, model: nn.Module) -> None:
         """Check every target before the first one is replaced."""
