@@ -25,7 +25,7 @@ from manticore.adapters.monarch import (
     to_dense,
 )
 from manticore.adapters.more.config import MoReConfig
-from manticore.adapters.more.original import Original
+from manticore.adapters.more.original import Original, base_weight
 
 BASE = "__base__"
 """Name that stands for no adapter in `adapter_names`."""
@@ -104,7 +104,7 @@ class MoReLayer(BaseTunerLayer):
         if wanted.shape != (self.out_features, self.in_features):
             raise ValueError(
                 f"The weight change is {tuple(delta.shape)}, but the base weight is "
-                f"{tuple(self.get_base_weight().shape)}."
+                f"{tuple(base_weight(self).shape)}."
             )
         wide = wanted.detach().to(torch.promote_types(wanted.dtype, torch.float32))
         first, second = project(wide / self.scaling[adapter], self.shapes[adapter])
@@ -159,7 +159,7 @@ class MoReLayer(BaseTunerLayer):
 
     def merged_weight(self, names: Iterable[str], safe_merge: bool = False) -> Tensor:
         """Compute the base weight plus the adapters `names`, writing nothing."""
-        weight = self.get_base_weight()
+        weight = base_weight(self)
         with torch.no_grad():
             total = weight.to(torch.promote_types(weight.dtype, torch.float32))
             for name in names:
