@@ -29,7 +29,7 @@ def write_rows(path: Path, rows=ROWS) -> Path:
     [
         ("story.txt", lambda path, data: path.write_bytes(data)),
         ("story.txt.xz", lambda path, data: path.write_bytes(lzma.compress(data))),
-        ("story.txt.gz", lambda path, data: path.write_bytes(gzip.compress(data))),
+        ("story.txt.gz", lambda path, data: path.write_bytes(gzip.compress(data, mtime=0))),
     ],
 )
 def test_plain_and_compressed_text_give_the_same_documents(tmp_path, name, write):
@@ -166,7 +166,7 @@ def test_source_hashes_name_every_file(tmp_path):
         ("a.txt", "caf\xe9".encode("latin1"), "is not UTF-8 text: byte 0xe9 at 3"),
         ("a.txt.xz", b"not xz", "is not a whole .xz file"),
         ("a.txt.xz", lzma.compress(b"abc" * 1000)[:-9], "is not a whole .xz file"),
-        ("a.txt.gz", gzip.compress(b"abc" * 1000)[:-9], "is not a whole .gz file"),
+        ("a.txt.gz", gzip.compress(b"abc" * 1000, mtime=0)[:-9], "is not a whole .gz file"),
         ("a.bin", b"abc", "is of no known format. Known: .txt"),
         ("a.jsonl", b'{"text": "a"}\n{oops}\n', "Line 2 of .* is not JSON"),
         ("a.jsonl", b"[1]\n", "row 1 is list, not an object"),
