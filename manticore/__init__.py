@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 
 # Public name -> the module that holds it.
 _PUBLIC = {
+    "ConvertedConfig": "manticore.conversion.configuration_converted",
+    "ConvertedForCausalLM": "manticore.conversion.modeling_converted",
     "ManticoreConfig": "manticore.hybrids.configuration_manticore",
     "ManticoreForCausalLM": "manticore.hybrids.modeling_manticore",
     "ManticoreForSequenceClassification": "manticore.hybrids.modeling_classification",
@@ -26,6 +28,7 @@ _PUBLIC = {
     "MoReConfig": "manticore.adapters.more",
     "doctor": "manticore.evaluation.conformance",
     "search": "manticore.hybrids.search",
+    "transfer": "manticore.conversion.transfer",
 }
 
 __all__ = ["__version__", *_PUBLIC]
@@ -49,6 +52,7 @@ def __dir__() -> list[str]:
 def _register_with_transformers() -> None:
     """Have our classes registered when transformers' Auto classes appear: now, or when they do."""
     hybrids, mixers = "manticore.hybrids.registration", "manticore.models.mixer_registration"
+    converted = "manticore.conversion.registration"
     for hook, module in [
         (f"{hybrids}:register_config", "transformers.models.auto.configuration_auto"),
         (f"{hybrids}:register_config", "manticore.hybrids.configuration_manticore"),
@@ -58,6 +62,9 @@ def _register_with_transformers() -> None:
         (f"{mixers}:register_config", "manticore.models.configuration_mixer_lm"),
         (f"{mixers}:register_models", "manticore.models.modeling_mixer_lm"),
         (f"{mixers}:register_models", "manticore.models.mixer_classifier"),
+        (f"{converted}:register_config", "transformers.models.auto.configuration_auto"),
+        (f"{converted}:register_config", "manticore.conversion.configuration_converted"),
+        (f"{converted}:register_models", "manticore.conversion.modeling_converted"),
     ]:
         register_post_import_hook(hook, module)
 

@@ -197,6 +197,14 @@ FAMILIES = {
             layer_cache="past_key_values",
             own_cache_layers=mixer_cache_layers,
         ),
+        Family(
+            model_type="manticore_converted",
+            layers="layers",
+            final_norm="norm",
+            position_table="positions",
+            layer_cache="past_key_values",
+            own_cache_layers=mixer_cache_layers,
+        ),
     )
 }
 

@@ -123,6 +123,9 @@ def layer_shapes(
     if model_type == "manticore_mixers":
         norm = config.hidden_size * (1 if config.norm == "rms" else 2)
         return [MixerShape(spec, norm) for spec in config.specs()]
+    if model_type == "manticore_converted":
+        converted: list[MixerShape] = config.layer_shapes()  # its room knows its blocks
+        return converted
     if model_type in _SHAPES:
         return [_SHAPES[model_type](config)] * config.num_hidden_layers
     return recurrent_layers(config) if model_type in RECURRENT else measured_layers(config)

@@ -1,0 +1,1 @@
+"""Carry a pretrained transformer into a linear-cost model or a hybrid (XATL)."""

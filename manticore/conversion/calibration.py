@@ -1,0 +1,90 @@
+"""Set the output scale of new mixers on a few batches, so that copied parts get what they expect.
+
+A normed head has mean square one; an average of values is often ten times smaller, and a copied
+W_o, MLP and the later layers were trained on that. Each layer is fed what the source feeds it, and
+its gain is set so that
+
+    with W_o copied      every head is as large as the same head of the source
+    with W_o new         the whole output is as large as the source's
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manticore.conversion.heads import Heads
+from manticore.conversion.modeling_converted import ConvertedForCausalLM
+from manticore.conversion.observing import Observed, observe
+from manticore.conversion.plan import TransferPlan
+from manticore.conversion.recurrent_heads import RecurrentHeads
+from manticore.mixers.interface import Mixer
+
+
+@torch.no_grad()
+def calibrate(
+    model: ConvertedForCausalLM,
+    teacher: ConvertedForCausalLM,
+    input_ids: Tensor,
+    plan: TransferPlan,
+) -> TransferPlan:
+    """Scale the new mixers of `model` in place.
+
+    Args:
+        teacher: the source with all its attention.
+        input_ids: (batch, seq); a few thousand tokens are plenty for one number per head.
+
+    Returns:
+        The plan, with what was scaled.
+    """
+    input_ids = input_ids.to(next(model.parameters()).device)
+    rows = {row.target: row for row in plan.rows}
+    for index, seen in enumerate(observe(teacher, input_ids)):
+        mixer: Any = model.model.layers[index].mixer
+        prefix = f"model.layers.{index}.mixer"
+        output_row = rows.get(f"{prefix}.output.weight")
+        is_new = output_row is not None and not output_row.is_inherited
+        scaled = _calibrate_layer(mixer, seen, is_new)
+        if scaled:
+            name = f"{prefix}.{scaled}"
+            note = f"{rows[name].note}, scaled to the source's output"
+            rows[name] = replace(rows[name], note=note)
+    return replace(plan, rows=tuple(rows.get(r.target, r) if r.target else r for r in plan.rows))
+
+
+def _calibrate_layer(mixer: Mixer, seen: Observed, output_is_new: bool) -> str | None:
+    """Scale one mixer; the name of the tensor that was changed, None if nothing was."""
+    if isinstance(mixer, RecurrentHeads):
+        if output_is_new:
+            mixer.gain.mul_(rms(seen.mixed) / rms(mixer(seen.read)))
+        else:
+            mixer.gain.mul_(_head_ratios(mixer, seen))
+        return "gain"
+    weight = getattr(getattr(mixer, "output", None), "weight", None)
+    if output_is_new and isinstance(weight, Tensor):
+        weight.mul_(rms(seen.mixed) / rms(mixer(seen.read)))
+        return "output.weight"
+    return None  # averages of values, or a copied projection: the scale is the source's already
+
+
+def _head_ratios(mixer: Heads, seen: Observed) -> Tensor:
+    """Size of each head in the source over its size here, for each channel: (H K)."""
+    given: list[Tensor] = []
+    handle = mixer.output.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    try:
+        mixer(seen.read)
+    finally:
+        handle.remove()
+    assert seen.heads is not None  # attention has an output projection
+    n_heads = mixer.spec.n_heads
+    wanted, here = (x.float().unflatten(-1, (n_heads, -1)) for x in (seen.heads, given[0]))
+    ratio = wanted.square().mean((0, 1, 3)).sqrt() / here.square().mean((0, 1, 3)).sqrt()
+    return ratio.clamp(1e-3, 1e3).repeat_interleave(mixer.spec.head_dim)
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root of the mean square, kept away from zero."""
+    return x.float().square().mean().sqrt().clamp(min=1e-12)

@@ -1,0 +1,120 @@
+"""Which mixers a converted layer can have, and the specification behind a name.
+
+Mixers in the table below keep the source's projections and change the sum between them. Any other
+token mixer of `manticore.mixers` is taken as it is, with its own projections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from typing import Any
+
+from manticore.conversion.block_spec import BlockSpec
+from manticore.conversion.heads import HeadsSpec
+from manticore.mixers.interface import MixerSpec
+from manticore.mixers.table import TABLE, mixer_spec
+
+Layer = str | dict[str, Any]
+
+# Name -> (module:class, settings that the name stands for).
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "attention": ("softmax_heads:SoftmaxHeadsSpec", {}),
+    "sliding-attention": ("softmax_heads:SoftmaxHeadsSpec", {"window": 64}),
+    "linear-attention": ("linear_heads:LinearHeadsSpec", {}),
+    "retention": ("decayed_heads:RetentionHeadsSpec", {}),
+    "gated-linear-attention": ("decayed_heads:GLAHeadsSpec", {}),
+    "mamba2-heads": ("decayed_heads:Mamba2HeadsSpec", {}),
+    "deltanet": ("delta_heads:DeltaHeadsSpec", {}),
+    "gated-deltanet": ("delta_heads:GatedDeltaHeadsSpec", {}),
+}
+
+# What a layer may say about its heads; the rest of the geometry is always the source's.
+_GEOMETRY = ("n_heads", "n_kv_heads", "head_dim")
+_FROM_SOURCE = {
+    "d_model", "qkv_bias", "output_bias", "qk_norm", "qk_norm_eps", "frequencies", "amplitude",
+    "scale",
+}  # fmt: skip
+
+
+def known_mixers() -> list[str]:
+    """Names of all token mixers that a converted layer can have."""
+    return sorted({*HEADS, *(name for name in TABLE if _is_token_mixer(name))})
+
+
+def as_layer(layer: Layer) -> dict[str, Any]:
+    """A layer as a dictionary whose key "mixer" is its name."""
+    if isinstance(layer, str):
+        return {"mixer": layer}
+    if not isinstance(layer, dict) or not isinstance(layer.get("mixer"), str):
+        raise ValueError(
+            f"A layer is a mixer's name or a dictionary with one, not {layer!r}. For example "
+            '"retention" or {"mixer": "retention", "longest_memory": 64}.'
+        )
+    return dict(layer)
+
+
+def layer_spec(layer: Layer, block: BlockSpec, index: int) -> MixerSpec:
+    """The specification of the mixer in layer `index` of a model with these blocks.
+
+    Raises:
+        ValueError: an unknown mixer or setting, or settings that contradict.
+    """
+    settings = as_layer(layer)
+    name = settings.pop("mixer")
+    if name in HEADS:
+        return _heads_spec(name, settings, block, index)
+    if name not in TABLE or not _is_token_mixer(name):
+        close = difflib.get_close_matches(name, known_mixers(), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"Unknown mixer {name!r}.{hint} Known: {', '.join(known_mixers())}.")
+    if "d_model" in settings:
+        raise ValueError(f"Layer {name!r} sets d_model, which is the source's. Leave it out.")
+    return mixer_spec(name, d_model=block.hidden_size, **settings)
+
+
+def keeps_projections(layer: Layer) -> bool:
+    """Whether the mixer keeps the source's projections, if its geometry is the source's."""
+    return as_layer(layer)["mixer"] in HEADS
+
+
+def _heads_spec(name: str, settings: dict[str, Any], block: BlockSpec, index: int) -> HeadsSpec:
+    place, given = HEADS[name]
+    module, _, attribute = place.partition(":")
+    spec_class = getattr(importlib.import_module(f"manticore.conversion.{module}"), attribute)
+    rotary = settings.pop("rotary", True)
+    if not isinstance(rotary, bool):
+        raise ValueError(f"rotary={rotary!r} of mixer {name!r} must be true or false.")
+    fields = {field.name for field in dataclasses.fields(spec_class)} - _FROM_SOURCE
+    for key in settings:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"Mixer {name!r} has no setting {key!r}.{hint} Its settings in a converted model: "
+                f"{', '.join(sorted({*fields, 'rotary'}))}."
+            )
+    values = {**_geometry(block, index, rotary), **given, **settings}
+    if "window" in fields and name == "attention":
+        values.setdefault("window", block.windows[index])
+    built: HeadsSpec = spec_class(**values)
+    return built
+
+
+def _geometry(block: BlockSpec, index: int, rotary: bool) -> dict[str, Any]:
+    return {
+        "d_model": block.hidden_size,
+        **{name: getattr(block, name) for name in _GEOMETRY},
+        "qkv_bias": block.qkv_bias,
+        "output_bias": block.output_bias,
+        "qk_norm": block.qk_norm,
+        "qk_norm_eps": block.norm_eps,
+        "frequencies": block.rotary_frequencies if rotary else (),
+        "amplitude": block.rotary_amplitude,
+        "scale": block.score_scales[index],
+    }
+
+
+def _is_token_mixer(name: str) -> bool:
+    return name not in ("mlp", "swiglu", "moe-mlp") and not name.endswith("-channel")

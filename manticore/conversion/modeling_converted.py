@@ -1,0 +1,146 @@
+"""A transformer whose attention was replaced, layer by layer: the backbone and the language model.
+
+Embedding, norms, residual lines, MLPs and head are the source's; what they are is in
+`block_spec`. Cache, positions, padding and generation are those of all models built from mixers.
+
+Shapes: B batch, T time, D d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from manticore.conversion.block_spec import BlockSpec
+from manticore.conversion.configuration_converted import ConvertedConfig
+from manticore.conversion.feed_forward import FeedForward
+from manticore.mixers.interface import MixerSpec
+from manticore.models.families import NoPositions
+from manticore.models.mixer_cache import cache_layer
+from manticore.models.mixer_parts import embedding, linear, new_mixer
+from manticore.models.modeling_mixer_lm import MixerForCausalLM, MixerModel, MixerPreTrainedModel
+
+
+class ConvertedPreTrainedModel(MixerPreTrainedModel):
+    """What backbone and language model share: how weights start."""
+
+    config_class = ConvertedConfig  # type: ignore[assignment]
+    config: ConvertedConfig
+    _no_split_modules = ["ConvertedLayer"]  # noqa: RUF012 (Hugging Face's protocol)
+
+
+class ConvertedLayer(GradientCheckpointingLayer):
+    """One block: a token mixer and an MLP on the residual lines of the source."""
+
+    def __init__(
+        self,
+        block: BlockSpec,
+        spec: MixerSpec,
+        layer_idx: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.topology = block.topology
+        self.mixer_norm = new_norm(block)
+        self.mlp_norm = None if block.shared_norm else new_norm(block)
+        self.mixer = new_mixer(spec, generator)
+        self.mlp = FeedForward(block, generator)
+        self.layer_idx = layer_idx
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        counted: bool = True,
+    ) -> Tensor:
+        """Apply the block.
+
+        Args:
+            hidden_states: (batch, seq, d_model).
+            attention_mask: (batch, seq) bool, True at tokens, or None: no padding here.
+            position_ids: (batch or 1, seq) positions.
+            past_key_values: this model's cache, or a stage's view of it; filled in place.
+            counted: positions are what a mixer counts by itself, so that one token may `step`.
+
+        Returns:
+            (batch, seq, d_model), same dtype.
+        """
+        normed = hidden_states if self.topology == "post-norm" else self.mixer_norm(hidden_states)
+        mixed = self._mix(normed, attention_mask, position_ids, past_key_values, counted)
+        if self.topology == "parallel":
+            read = normed if self.mlp_norm is None else self.mlp_norm(hidden_states)
+            return hidden_states + mixed + self.mlp(read)
+        assert self.mlp_norm is not None  # only parallel blocks share a norm
+        if self.topology == "post-norm":
+            hidden_states = hidden_states + self.mixer_norm(mixed)
+            return hidden_states + self.mlp_norm(self.mlp(hidden_states))
+        hidden_states = hidden_states + mixed
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+
+    def _mix(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache | None,
+        counted: bool,
+    ) -> Tensor:
+        if position_ids is not None:
+            position_ids = position_ids.expand(x.shape[0], -1)
+        if cache is None:
+            mixed: Tensor = self.mixer(x, mask, position_ids)
+            return mixed
+        layer, seq_len = cache_layer(cache, self.layer_idx), x.shape[1]
+        if seq_len == 1 and mask is None and counted and layer.state is not None:
+            y, state = self.mixer.step(x.squeeze(1), layer.state)
+            y = y.unsqueeze(1)
+        else:
+            y, state = self.mixer.prefill(x, layer.state, mask, position_ids)
+        layer.set_state(state, seq_len)
+        return y
+
+
+class ConvertedModel(ConvertedPreTrainedModel, MixerModel):
+    """Embedding, blocks and final norm; everything but a head."""
+
+    def __init__(self, config: ConvertedConfig, generator: torch.Generator | None = None) -> None:
+        MixerPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
+        block, std = config.block_spec, config.initializer_range
+        self.embed_tokens = embedding(config.vocab_size, block.hidden_size, std, generator)
+        self.positions: Any = NoPositions()
+        if block.learned_positions is not None:
+            self.positions = embedding(block.learned_positions, block.hidden_size, std, generator)
+        self.layers = nn.ModuleList(
+            ConvertedLayer(block, spec, index, generator)
+            for index, spec in enumerate(config.specs())
+        )
+        self.norm = new_norm(block)
+        self.gradient_checkpointing = False
+        self.finish()
+
+
+class ConvertedForCausalLM(ConvertedPreTrainedModel, MixerForCausalLM):
+    """A language model whose layers were converted, or kept."""
+
+    def __init__(self, config: ConvertedConfig, generator: torch.Generator | None = None) -> None:
+        MixerPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
+        self.model = ConvertedModel(config, generator)
+        bias = True if config.head_bias else None
+        self.lm_head = linear(config.hidden_size, config.vocab_size, generator, bias)
+        self.finish()
+
+
+def new_norm(block: BlockSpec) -> nn.Module:
+    """A norm of the residual stream."""
+    norm = nn.RMSNorm if block.norm == "rms" else nn.LayerNorm
+    return norm(block.hidden_size, eps=block.norm_eps)
+
+
+__all__ = ["ConvertedForCausalLM", "ConvertedLayer", "ConvertedModel", "ConvertedPreTrainedModel"]

@@ -1,0 +1,78 @@
+"""What the tests of conversion share: every kind of mixer, tiny sources, padded batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel
+
+from manticore.conversion.modeling_converted import ConvertedForCausalLM
+from manticore.conversion.transfer import transfer
+from tests.models.tiny import tiny
+
+SOURCES = ("gpt_neox", "gpt2", "llama", "mistral", "qwen2", "qwen3", "phi", "olmo2")
+SHAPED = (
+    "attention",
+    "sliding-attention",
+    "linear-attention",
+    "retention",
+    "gated-linear-attention",
+    "mamba2-heads",
+    "deltanet",
+    "gated-deltanet",
+)
+"""Mixers that keep the source's projections."""
+OWN: tuple[dict[str, Any], ...] = (
+    {"mixer": "mamba"},
+    {"mixer": "mamba2", "head_dim": 8},
+    {"mixer": "rwkv5", "head_size": 8},
+    {"mixer": "rwkv6", "head_size": 8},
+    {"mixer": "rwkv7", "head_size": 8},
+    {"mixer": "mh-sliding-attention", "n_heads": 4, "window": 9},
+)
+"""Mixers with projections of their own."""
+LAYOUTS: dict[str, Any] = {
+    **{name: name for name in SHAPED},
+    "sliding-attention": {"mixer": "sliding-attention", "window": 9},
+    **{str(layer["mixer"]): layer for layer in OWN},
+    "some attention": ["retention", "attention", "mamba", "linear-attention"],
+}
+
+
+def converted(target: Any, source: str = "gpt_neox", **options: Any) -> ConvertedForCausalLM:
+    """A tiny source with other mixers, each a little off its start."""
+    model, _ = transfer(tiny(source), target, **{"copy": "paper", **options})
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():  # what starts at zero would hide what it is connected to
+        for name, parameter in model.named_parameters():
+            if ".mixer." in name:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def tiny_gptj() -> PreTrainedModel:
+    """A source whose rotated pairs are neighbours."""
+    config = GPTJConfig(
+        n_embd=32, n_layer=3, n_head=4, rotary_dim=4, vocab_size=61, n_positions=64,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2, initializer_range=0.2,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPTJForCausalLM(config).eval()
+
+
+def pad_left(rows: list[Tensor], value: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask (batch, longest) of sequences that end together."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), value)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, longest - len(row) :], mask[index, longest - len(row) :] = row, 1
+    return ids, mask
+
+
+def maximal(difference: Tensor) -> float:
+    """Largest absolute value."""
+    return difference.abs().max().item()
