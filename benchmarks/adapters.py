@@ -31,7 +31,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 
 
 def run(
-    shapes: Sequence[tuple[int, int]] = SHAPES, tokens: int = 1024, rounds: int = 15
+    shapes: Sequence[tuple[int, int]] = SHAPES, tokens: int = 1024, rounds: int = 9
 ) -> dict[str, Any]:
     """Measure every method on every shape."""
     rows = [_compare(shape, tokens, rounds) for shape in shapes]
