@@ -13,6 +13,12 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# glibc takes blocks above 32 MiB from the kernel and gives them back at once, so that torch pays
+# each large temporary in page faults. Measured on a step of two blocks at d_model 128 with 128
+# sequences of 128 tokens, on one thread of an AMD EPYC: Hyena 2.84 CPU seconds, and 1.29 where
+# blocks are kept (902,523 page faults and none), for at most 2.4 GiB in place of 1.8; a
+# Transformer, GLA and Mamba 1 to 5 % less, for the same memory. What a user sets stays.
+_KEEP_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 class Crew:
@@ -54,7 +60,7 @@ class Crew:
     def _hire(self) -> Connection:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        with _threads_limited(self.threads):
+        with _environment_of_a_worker(self.threads):
             process = context.Process(target=serve, args=(self.worker, theirs), daemon=True)
             process.start()
         theirs.close()  # so that the worker's death ends the line
@@ -119,10 +125,12 @@ def cpu_threads() -> int:
 
 
 @contextmanager
-def _threads_limited(threads: int) -> Iterator[None]:
+def _environment_of_a_worker(threads: int) -> Iterator[None]:
     # A spawned process inherits the environment before it imports anything.
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update({name: str(threads) for name in _THREAD_VARIABLES})
+    ours = {name: str(threads) for name in _THREAD_VARIABLES}
+    ours |= {name: text for name, text in _KEEP_BLOCKS.items() if name not in os.environ}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
     try:
         yield
     finally:

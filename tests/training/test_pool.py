@@ -17,6 +17,7 @@ from manticore.training import Trial, TrialError, run_trials
 
 # Importable by name in a spawned process, whatever name pytest gave this module.
 SQUARE = "tests.training.test_pool:square"
+TOLD = {"threads": "OMP_NUM_THREADS", "mmap": "MALLOC_MMAP_THRESHOLD_"}
 
 
 def square(settings: dict[str, Any]) -> dict[str, Any]:
@@ -29,8 +30,8 @@ def square(settings: dict[str, Any]) -> dict[str, Any]:
         raise ArithmeticError("thirteen is unlucky")
     if settings["x"] == 66:
         os.kill(os.getpid(), signal.SIGKILL)
-    threads = os.environ.get("OMP_NUM_THREADS")
-    return {"square": settings["x"] ** 2, "pid": os.getpid(), "threads": threads}
+    told = {name: os.environ.get(variable) for name, variable in TOLD.items()}
+    return {"square": settings["x"] ** 2, "pid": os.getpid(), **told}
 
 
 def trials(numbers: list[int], **more: Any) -> list[Trial]:
@@ -88,6 +89,18 @@ def test_threads_are_divided_among_the_workers(tmp_path: Path, monkeypatch):
     records = run_trials(trials([1, 2]), SQUARE, processes=2, folder=tmp_path)
     assert {r["result"]["threads"] for r in records} == {"2"}
     assert os.environ["OMP_NUM_THREADS"] == "5"
+
+
+@pytest.mark.parametrize("given", [None, "1000000"])
+def test_workers_keep_large_blocks_unless_they_are_told_otherwise(
+    tmp_path: Path, monkeypatch, given: str | None
+):
+    monkeypatch.delenv(TOLD["mmap"], raising=False)
+    if given is not None:
+        monkeypatch.setenv(TOLD["mmap"], given)
+    records = run_trials(trials([1, 2]), SQUARE, processes=2, folder=tmp_path)
+    assert {r["result"]["mmap"] for r in records} == {given or str(1 << 32)}
+    assert os.environ.get(TOLD["mmap"]) == given
 
 
 def test_a_killed_sweep_resumes(tmp_path: Path, run_python):
