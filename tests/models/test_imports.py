@@ -219,7 +219,7 @@ def test_mixers_have_as_many_parameters_as_flas_own(name: str) -> None:
         theirs = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**settings, fuse_norm=False, fuse_swiglu=False)
         )
-    layers = theirs.model.layers
+    layers = getattr(theirs, "model", getattr(theirs, "backbone", None)).layers
     ours = config_from_fla(settings).specs()
     if name in NO_CHANNEL_MIXER:
         counts = [sum(p.numel() for p in block.mixer.parameters()) for block in layers]
