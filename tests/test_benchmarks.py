@@ -34,6 +34,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "rounds": 1,
         "in_subprocess": False,
     },
+    "tasks": {"examples": 8, "test_examples": 8, "naive_examples": 2, "repeats": 1},
+    "mixers": {
+        "d_model": 32,
+        "tokens": 16,
+        "lengths": (8, 16),
+        "scan_shape": (1, 2, 8, 4),
+        "repeats": 1,
+    },
 }
 
 
@@ -58,7 +66,7 @@ def run_tiny(name: str, folder: Any, monkeypatch: pytest.MonkeyPatch) -> dict[st
     return json.loads(record(name, 1, folder).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["hybrid", "ridge", "memory", "stacked"])
+@pytest.mark.parametrize("name", SIZES)
 def test_a_benchmark_writes_a_record(name, tmp_path, monkeypatch):
     made = run_tiny(name, tmp_path, monkeypatch)
     assert made["name"] == name
@@ -69,7 +77,7 @@ def test_a_benchmark_writes_a_record(name, tmp_path, monkeypatch):
     assert all(math.isfinite(number) for number in found)
 
 
-@pytest.mark.parametrize("name", ["hybrid", "ridge", "memory", "scan", "stacked"])
+@pytest.mark.parametrize("name", [*SIZES, "scan"])
 def test_every_benchmark_has_a_committed_record(name):
     module = importlib.import_module("benchmarks.__main__")
     committed = json.loads((module.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
@@ -80,7 +88,7 @@ def test_every_benchmark_has_a_committed_record(name):
 
 def test_an_unknown_benchmark_lists_the_known_ones(capsys):
     assert main(["hybird"]) == 2
-    assert "Known: hybrid, memory, " in capsys.readouterr().err
+    assert "hybrid, memory, mixers, " in capsys.readouterr().err
 
 
 def test_counted_memory_is_the_largest_sum_of_live_tensors():
