@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
 from manticore.conversion.block_spec import BlockSpec
-from manticore.conversion.layer_costs import ConvertedShape
 from manticore.conversion.mixer_choice import Layer, as_layer, layer_spec
 from manticore.mixers.interface import MixerSpec
+
+if TYPE_CHECKING:
+    from manticore.conversion.layer_costs import ConvertedShape
 
 
 class ConvertedConfig(PreTrainedConfig):
@@ -83,6 +85,9 @@ class ConvertedConfig(PreTrainedConfig):
 
     def layer_shapes(self) -> list[ConvertedShape]:
         """The sizes in every layer, for `manticore.models.costs`."""
+        # Not at the top: transformers imports this module while it is itself being imported.
+        from manticore.conversion.layer_costs import ConvertedShape
+
         block = self.block_spec
         return [ConvertedShape(block, spec) for spec in self.specs()]
 
