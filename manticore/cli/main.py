@@ -52,6 +52,9 @@ VERBS: dict[str, Verb] = {
     "prune": Verb(
         module="manticore.cli.prune", group="use", help="drop a hybrid's branches of little weight"
     ),
+    "adapt coverage": Verb(
+        module="manticore.cli.adapt_coverage", group="adapt", help="layers that an adapter reaches"
+    ),
     "mad run": Verb(
         module="manticore.cli.mad_run", group="mad", help="train an architecture on MAD's tasks"
     ),
@@ -79,6 +82,7 @@ _GROUPS = {
     "run": "Whole runs",
     "stage": "Single stages",
     "use": "Use a model",
+    "adapt": "Adapters",
     "mad": "Test an architecture (MAD)",
     "look": "Look",
 }

@@ -1,0 +1,116 @@
+"""PEFT methods by name, with settings from a recipe or the command line, checked before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import peft
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import nn
+
+import manticore  # noqa: F401 (registers MoRe with PEFT)
+from manticore.adapters.targets import default_targets
+
+FULL = "full"
+"""Fine-tuning of every weight, in place of a method of PEFT."""
+DEFAULT = "default"
+"""As a target: every layer that can take an adapter, by `default_targets`."""
+
+# Settings of a method that follow from others or that adapters in a recipe must not decide.
+_OURS = ("peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision")
+
+
+def method_names() -> list[str]:
+    """The names that a recipe may use."""
+    return [FULL, *sorted(str(kind.value).lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING)]
+
+
+def check_method(method: str, settings: Mapping[str, Any]) -> None:
+    """Raise unless the method exists and has these settings."""
+    if method == FULL:
+        if settings:
+            raise ValueError(
+                f"Full fine-tuning has no settings, but {', '.join(settings)} is given. Leave it "
+                "out."
+            )
+        return
+    allowed = _settings_of(method)
+    for key in settings:
+        if key not in allowed:
+            close = difflib.get_close_matches(key, allowed, n=1)
+            meant = f" Did you mean '{close[0]}'?" if close else ""
+            raise ValueError(
+                f"{method} has no setting '{key}'.{meant} Known: {', '.join(sorted(allowed))}."
+            )
+
+
+def method_config(
+    method: str, settings: Mapping[str, Any], targets: list[str] | str | None
+) -> PeftConfig:
+    """A method's configuration; what PEFT itself refuses raises with the method's name."""
+    check_method(method, settings)
+    cls = _config_class(method)
+    given = dict(settings)
+    if targets is not None:
+        given["target_modules"] = targets
+    if method == "ia3" and targets is not None:
+        # Scaling inputs is for the second matrix of an MLP, by name; outputs suit any matrix.
+        given.setdefault("feedforward_modules", [])
+    try:
+        return cls(**given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{method} refuses its settings: {error}") from error
+
+
+def adapt(
+    model: nn.Module,
+    method: str,
+    settings: Mapping[str, Any],
+    targets: list[str] | str | None = DEFAULT,
+    trained_too: tuple[str, ...] = (),
+) -> nn.Module:
+    """Wrap a model by a method, with every weight of the base model frozen; `full` frees them all.
+
+    Args:
+        targets: names of modules, "default" for every layer that can take an adapter,
+            "all-linear", a regular expression, or None for the method's own choice.
+        trained_too: names of modules to train in full, such as a new classifier.
+    """
+    check_method(method, settings)
+    if method == FULL:
+        return model.requires_grad_(True)
+    named = default_targets(model) if targets == DEFAULT else targets
+    config = method_config(method, settings, named)
+    if trained_too:
+        config.modules_to_save = list(trained_too)
+    try:
+        wrapped: PeftModel = get_peft_model(model, config)  # type: ignore[arg-type]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{method} cannot adapt {type(model).__name__}: {error}") from error
+    return wrapped
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    """Number of parameters that training would change."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _settings_of(method: str) -> list[str]:
+    fields = dataclasses.fields(_config_class(method))
+    return [field.name for field in fields if field.init and field.name not in _OURS]
+
+
+def _config_class(method: str) -> type[PeftConfig]:
+    by_name = {str(k.value).lower(): cls for k, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if method not in by_name:
+        close = difflib.get_close_matches(method, by_name, n=1)
+        meant = f" Did you mean '{close[0]}'?" if close else ""
+        raise ValueError(
+            f"Unknown method '{method}'.{meant} Known to peft {peft.__version__}: {FULL}, "
+            f"{', '.join(sorted(by_name))}."
+        )
+    return by_name[method]

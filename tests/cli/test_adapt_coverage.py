@@ -1,0 +1,22 @@
+"""The verb that says which layers an adapter reaches."""
+
+import json
+
+from manticore.cli.main import main
+
+
+def test_lora_by_default_reaches_one_layer_of_four_and_our_targets_all(tmp_path, capsys):
+    out = tmp_path / "cover.json"
+    words = ["adapt", "coverage", "nemotron_h", "--family", "--method", "lora"]
+    assert main([*words, "--out", str(out)]) == 0
+    assert "learns in 1 of 4 layers" in capsys.readouterr().out
+    assert json.loads(out.read_text())
+    assert main([*words, "--strict"]) == 1
+    capsys.readouterr()
+    assert main([*words, "--targets", "default", "--gradient"]) == 0
+    assert "learns in 4 of 4 layers" in capsys.readouterr().out
+
+
+def test_a_family_that_does_not_exist_is_refused(capsys):
+    assert main(["adapt", "coverage", "nemotron", "--family"]) == 2
+    assert capsys.readouterr().err
