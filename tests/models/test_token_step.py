@@ -12,6 +12,7 @@ from manticore.models.pretrained import (
     run_layers,
     split_causal_lm,
 )
+from manticore.models.recurrent_shapes import RECURRENT
 from manticore.models.stage_cache import StageCache
 from tests.models.tiny import ALL_TINY, tiny, token_ids
 
@@ -44,8 +45,9 @@ def decode(model, ids, directly):
 def test_a_token_through_the_layers_equals_one_through_the_base_model(family, variant):
     model = tiny(family, variant=variant)
     if not token_step.takes_token(model.base_model):
-        # Tuples instead of tensors; windows and alibi, which need a mask.
-        assert family in LEFT_TO_THE_BASE_MODEL or model.config.sliding_window
+        # Tuples instead of tensors, several masks or tables; windows and alibi need a mask.
+        is_left = family in (*LEFT_TO_THE_BASE_MODEL, *RECURRENT)
+        assert is_left or model.config.sliding_window
         return
     ids = token_ids(model, 2, PROMPT + NEW)
     expected = decode(model, ids, directly=False)
