@@ -1,4 +1,4 @@
-"""Tiny models with random weights of the families of hybrids: to look at structure without files."""
+"""Tiny models with random weights of the families of hybrids, to look at their structure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT methods by name, with settings from a recipe or the command line, checked before any work."""
+"""PEFT methods by name, with settings from a recipe or the command line, checked first."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def adapt(
     if trained_too:
         config.modules_to_save = list(trained_too)
     try:
-        wrapped: PeftModel = get_peft_model(model, config)  # type: ignore[arg-type]
+        wrapped: PeftModel = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{method} cannot adapt {type(model).__name__}: {error}") from error
     return wrapped
