@@ -1,0 +1,189 @@
+"""Fine-tune one pretrained model by several methods and compare them in one table.
+
+A recipe names the model, the data and the methods: full fine-tuning or any method of PEFT. Every
+method tries the same learning rates; validation chooses. With --seeds 0,1,2 the chosen rate is
+trained once for each seed. What is finished is not done again, so the same command continues
+after a kill. Each method's model or adapter lands in models/ with a card.
+
+Example:
+    manticore adapt run recipes/more/maths.yaml --out runs/maths train.steps=20
+    manticore adapt run recipes/more/gsm8k.yaml --dry-run
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from manticore.cli.options import add_dry_run, add_out, add_quiet, add_recipe, overrides_of
+from manticore.config import dump_yaml, find_recipe, load_recipe, to_plain
+from manticore.config.adapter_recipe import AdaptRecipe
+from manticore.reports.adapters import method_markdown, method_text, write_method_report
+from manticore.runs import RunFolder, atomic_folder, write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `manticore adapt run`."""
+    add_recipe(parser)
+    parser.add_argument("--seeds", metavar="0,1,2", help="one training for each (the recipe's)")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time (1)")
+    add_out(parser)
+    add_dry_run(parser)
+    add_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is missing, test, write the table and the models."""
+    from manticore.cli.hybrid_run import quiet_transformers
+
+    quiet_transformers()
+    recipe = load_recipe(AdaptRecipe, args.recipe, overrides_of(args))
+    check_methods(recipe)
+    seeds, out = seeds_of(args.seeds, recipe.seed), args.out or Path("runs") / recipe.name
+    if args.dry_run:
+        print("\n".join(describe(recipe, find_recipe(args.recipe).parent, seeds, out)))
+        return 0
+    experiment = open_experiment(recipe, args, seeds, out)
+    result = experiment.folder.result() or finish(experiment, command_of(args, "run"))
+    print("\n".join(method_text(result)))
+    print(f"wrote {out / 'report.html'}, {out / 'table.md'} and {out / 'models'}")
+    return 0
+
+
+def check_methods(recipe: AdaptRecipe) -> None:
+    """Every method and every setting exists, before anything is read."""
+    from manticore.tuning.methods import check_method
+    from manticore.tuning.metrics import check_pattern
+
+    check_pattern(recipe.evaluate.answer_pattern)
+    for method in recipe.methods:
+        check_method(method.method, method.settings)
+
+
+def open_experiment(
+    recipe: AdaptRecipe, args: argparse.Namespace, seeds: list[int], out: Path
+) -> Any:
+    """The experiment in its run folder, which may be new or half done."""
+    from manticore.tuning.experiment import TuningExperiment
+
+    folder = RunFolder(out).open({**to_plain(recipe), "seeds": seeds})
+    base = find_recipe(args.recipe).parent
+    return TuningExperiment(recipe, folder, base, seeds, args.processes, not args.quiet)
+
+
+def finish(experiment: Any, command: str) -> dict[str, Any]:
+    """All stages, then result, report and models."""
+    from manticore.tuning.experiment import judge
+    from manticore.tuning.trial import prepared
+
+    recipe, folder = experiment.recipe, experiment.folder
+    _, data = prepared(recipe, experiment.base)
+    rows = experiment.rows()
+    metrics = list(recipe.evaluate.metrics)
+    result = {
+        "verb": "adapt run",
+        "name": recipe.name,
+        "command": command,
+        "metrics": metrics,
+        "rows": rows,
+        "untouched": {} if data.labels else experiment.untouched(),
+        "goals": judge(rows, recipe.goals, metrics[0]),
+        "data": data.record,
+        "labels": list(data.labels),
+    }
+    write_models(experiment, result)
+    write_text(folder.path / "table.md", method_markdown(result) + "\n")
+    folder.write_result(result)
+    write_method_report(folder.path / "result.json", folder.path / "report.html")
+    return result
+
+
+def write_models(experiment: Any, result: dict[str, Any]) -> None:
+    """Each method's model of the first seed, as a folder that PEFT or transformers loads."""
+    from manticore.tuning.card import adapter_card
+    from manticore.tuning.trial import prepared, row_folder, trained_model
+
+    recipe, table = experiment.recipe, method_markdown(result)
+    tokenizer, _ = prepared(recipe, experiment.base)
+    for row in result["rows"]:
+        target = experiment.folder.path / "models" / row["id"]
+        if target.exists():
+            continue
+        best = {"id": row["id"], "seed": row["seeds"][0], "lr": row["lr"]}
+        best["folder"] = row_folder(row["id"], row["lr"], best["seed"])
+        model: Any = trained_model(recipe, best, experiment.base, experiment.folder.path)
+        with atomic_folder(target) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            write_text(folder / "README.md", adapter_card(recipe, result, table, row["id"]))
+
+
+def describe(recipe: AdaptRecipe, base: Path, seeds: list[int], out: Path) -> list[str]:
+    """What a dry run prints: the recipe, each method's parameters, trainings and files.
+
+    Nothing is read but the model's config; where that is not at hand (a name on the hub, no
+    network) the parameters are left out.
+    """
+    lines = [dump_yaml(recipe).rstrip(), *parameter_lines(recipe, base)]
+    tried = len(recipe.rates.rates) or 1
+    count = sum(1 if m.lr else tried for m in recipe.methods)
+    count += len(recipe.methods) * (len(seeds) - 1)
+    steps = (
+        f"{recipe.train.steps:,} steps" if recipe.train.steps else f"{recipe.train.epochs:g} epochs"
+    )
+    return [
+        *lines,
+        f"trainings: {count}, and {recipe.rates.extensions} more at most for each method whose "
+        f"best rate lies at an end; each {steps} of {recipe.train.batch_size} rows of at most "
+        f"{recipe.data.seq_len} tokens",
+        f"would write: {out}/result.json, table.md, report.html, models/, rows/, trials/",
+    ]
+
+
+def parameter_lines(recipe: AdaptRecipe, base: Path) -> list[str]:
+    """Trained parameters and training FLOPs per token of every method, without reading weights."""
+    import torch
+
+    from manticore.tuning.methods import trainable_parameters
+    from manticore.tuning.models import shell_model
+
+    lines = []
+    for method in recipe.methods:
+        try:
+            with torch.device("meta"):
+                model = shell_model(recipe, method, base)
+        except OSError as error:
+            return [f"parameters: unknown, {str(error).splitlines()[0]}"]
+        total = sum(p.numel() for p in model.parameters())
+        trained = trainable_parameters(model)
+        # Forward and the gradient of activations pass every weight, that of weights the trained.
+        flops = 4 * total + 2 * trained
+        lines.append(
+            f"{method.id}: {trained:,} of {total:,} parameters trained, about {flops:.2e} FLOPs "
+            "per token of training"
+        )
+    return lines
+
+
+def seeds_of(text: str | None, default: int) -> list[int]:
+    """Seeds from `--seeds 0,1,2`."""
+    if text is None:
+        return [default]
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds {text} is not a list of whole numbers, as in 0,1,2.") from None
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {text} names a seed twice.")
+    return seeds
+
+
+def command_of(args: argparse.Namespace, verb: str) -> str:
+    """The command that makes the same run."""
+    words = ["manticore", "adapt", verb, str(args.recipe), *overrides_of(args)]
+    words += ["--seeds", args.seeds] if args.seeds else []
+    words += ["--out", os.fspath(args.out)] if args.out else []
+    return shlex.join(words)

@@ -1,0 +1,244 @@
+"""Recipes that fine-tune one pretrained model by several methods: strict dataclasses, no behaviour.
+
+Paths that begin with `./` or `../` are relative to the recipe's own file; `hf:owner/name@config` is
+a data set on the hub; anything else is a path as given or, for models, a name on the hub.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from manticore.config.recipes import OptimizerConfig, SplitConfig
+
+Setting = int | float | str | bool | None
+METRICS = ("loss", "accuracy", "matthews", "exact-match", "bits-per-byte")
+Metric = Literal["loss", "accuracy", "matthews", "exact-match", "bits-per-byte"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptModelConfig:
+    path: str
+    """Folder or hub name of the pretrained model (safetensors)."""
+    name: str | None = None
+    """Name in tables; default the last part of the path."""
+    tokenizer: str | None = None
+    """Folder or name of its tokenizer, when it is not beside the model."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the frozen weights; adapters are trained in fp32."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Frozen weights in fewer bits (needs bitsandbytes); not for full fine-tuning."""
+    licence: str = ""
+    """Shown in the model card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleSourceConfig:
+    path: str
+    """File or folder (JSON, JSON lines, Parquet, TSV, CSV, text; .xz and .gz), or hf:NAME."""
+    use: Literal["split", "train", "validation", "test"] = "split"
+    """Which split its rows belong to; split divides them by `data.splits`."""
+    split: str | None = None
+    """Data sets with splits of their own: the one to read."""
+    kind: str = "text"
+    """Name of the kind of text in tables (format text)."""
+    region_chars: int = 12000
+    """Format text: neighbours within so many characters stay in one split."""
+    limit: int | None = None
+    """Read at most so many rows."""
+    licence: str = ""
+    """Shown in the report and in model cards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptDataConfig:
+    format: Literal["instruction", "chat", "classification", "text"]
+    """Prompts with answers; conversations; texts with labels; running text."""
+    sources: tuple[ExampleSourceConfig, ...]
+    """Where the rows come from."""
+    convert: Literal["none", "boolq", "multiple-choice"] = "none"
+    """Rows of a public data set to instruction, output and answer in LLM-Adapters' format."""
+    prompt: str = "{prompt}"
+    """Instruction: a template such as '{question}\\n', or a preset: alpaca, llm-adapters."""
+    answer: str = "{answer}"
+    """Instruction: template of what the model has to say; only this is trained on."""
+    reference: str | None = None
+    """Instruction: field that a generated answer is compared with; default the whole answer."""
+    messages: str = "messages"
+    """Chat: field with the list of {role, content}; every assistant turn is trained on."""
+    chat_template: str | None = None
+    """Chat: chatml, or a Jinja template; default the tokenizer's own."""
+    text: str = "text"
+    """Classification and text: field, or a template such as '{sentence1} {sentence2}'."""
+    label: str = "label"
+    """Classification: field of the label; for a folder of plain text the file's name is it."""
+    labels: tuple[str, ...] = ()
+    """Classification: the labels in order; default those found, sorted."""
+    columns: tuple[str, ...] = ()
+    """TSV and CSV without a header: names of the columns."""
+    passage_chars: int = 200
+    """Classification of plain text: length of a passage."""
+    seq_len: int = 256
+    """Longest example in tokens; longer ones are left out of training and counted."""
+    packing: bool = False
+    """Put several examples into one row, each ended by the end-of-text token."""
+    train_rows: int | None = None
+    """Train on at most so many examples."""
+    eval_rows: int | None = None
+    """Examples (format text: rows of each kind) that an evaluation reads; default all."""
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    """How rows are divided; rows with the same prompt stay together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptTrainConfig(OptimizerConfig):
+    steps: int = 0
+    """Optimizer steps; 0: as many as `epochs` takes."""
+    epochs: float = 0.0
+    """Passes over the training examples, when `steps` is 0."""
+    grad_accumulation: int = 1
+    """Pieces that each batch is computed in, to save memory."""
+    validate_every: int = 0
+    """Steps between validation losses; 0: only at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateSearchConfig:
+    rates: tuple[float, ...] = ()
+    """Learning rates that every method tries, in order; empty: only train.lr."""
+    extensions: int = 2
+    """How often a method's grid may grow where its best rate lies at the end."""
+    by: Metric = "loss"
+    """Validation measure that chooses the rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptEvaluationConfig:
+    metrics: tuple[Metric, ...] = ("loss",)
+    """What to measure on validation and test; the first is the table's main column."""
+    batch_size: int = 32
+    """Rows at a time."""
+    max_new_tokens: int = 32
+    """Exact match: longest answer that is generated, greedily."""
+    answer_pattern: str = ""
+    """Exact match: regular expression with one group; its last match is the answer."""
+    generate_rows: int | None = None
+    """Exact match: examples for which an answer is generated; default eval_rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    id: str
+    """Short name, such as more-quarter."""
+    label: str
+    """What the table calls it."""
+    method: str
+    """full, or a method of PEFT: lora, gralora, more, miss, oft, ia3 and all others."""
+    settings: dict[str, Setting] = field(default_factory=dict)
+    """Its settings under PEFT's names, such as r or nblocks."""
+    targets: tuple[str, ...] = ("default",)
+    """Module names; default is every layer that can take an adapter; all-linear is PEFT's."""
+    lr: float | None = None
+    """Its own learning rate, in place of the search."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalConfig:
+    row: str
+    """Id of the method that should do well."""
+    against: str
+    """Id of the method whose result it should reach, within one standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeSearchConfig:
+    budget: int
+    """Most parameters that an adapter may have."""
+    nblocks: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of blocks to choose from."""
+    block_ranks: tuple[int, ...] = (1, 2, 4, 8)
+    """Block ranks to choose from."""
+    probe: Literal["gradient", "short-run"] = "short-run"
+    """What the one-shot mode decomposes: the gradient, or the change by a short full-rank run."""
+    probe_steps: int = 20
+    """Batches of the gradient, or steps of the run."""
+    probe_lr: float = 5e-4
+    """Learning rate of the short run."""
+    candidates: int = 8
+    """Shapes that successive halving starts with; the one-shot choice is one of them."""
+    rungs: tuple[int, ...] = (20, 60)
+    """Steps of training after each of which the worse candidates are dropped."""
+    keep: float = 0.5
+    """Share of the candidates that a rung keeps."""
+    finalists: int = 2
+    """Shapes that join the table beside the recipe's methods."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptRecipe:
+    kind: Literal["adapt"] = "adapt"
+    """Which pipeline reads this file."""
+    name: str
+    """Name of the run."""
+    seed: int = 0
+    """First seed: of new weights and of the order of the data."""
+    model: AdaptModelConfig
+    """What is fine-tuned."""
+    data: AdaptDataConfig
+    """On what."""
+    train: AdaptTrainConfig
+    """How; the same for every method but for the learning rate."""
+    rates: RateSearchConfig = RateSearchConfig()
+    """The search for a learning rate, the same for every method."""
+    evaluate: AdaptEvaluationConfig = AdaptEvaluationConfig()
+    """What is measured."""
+    methods: tuple[MethodConfig, ...]
+    """The rows of the table."""
+    goals: tuple[GoalConfig, ...] = ()
+    """What the table should show; the report says whether it does."""
+    search: ShapeSearchConfig | None = None
+    """For `manticore adapt search`: shapes of MoRe to choose from."""
+
+    def __post_init__(self) -> None:
+        ids = [method.id for method in self.methods]
+        if not ids or len(set(ids)) < len(ids):
+            raise ValueError(f"methods need ids, each once; given: {', '.join(ids) or 'none'}.")
+        for goal in self.goals:
+            unknown = {goal.row, goal.against} - set(ids)
+            if unknown:
+                raise ValueError(
+                    f"A goal names {', '.join(sorted(unknown))}, which is no method. Known: "
+                    f"{', '.join(ids)}."
+                )
+        self._check_training()
+        self._check_measures()
+
+    def _check_training(self) -> None:
+        if (self.train.steps > 0) == (self.train.epochs > 0):
+            raise ValueError(
+                f"train.steps={self.train.steps} and train.epochs={self.train.epochs:g}: set "
+                "exactly one of them."
+            )
+        if self.data.packing and self.data.format not in ("instruction", "chat"):
+            raise ValueError(
+                f"data.packing is for instruction and chat, not {self.data.format}: running text "
+                "is packed anyway, and a label needs a row of its own. Leave it out."
+            )
+
+    def _check_measures(self) -> None:
+        allowed = {
+            "classification": ("loss", "accuracy", "matthews"),
+            "text": ("loss", "bits-per-byte"),
+            "instruction": ("loss", "bits-per-byte", "exact-match"),
+            "chat": ("loss", "bits-per-byte"),
+        }[self.data.format]
+        for metric in (*self.evaluate.metrics, self.rates.by):
+            if metric not in allowed:
+                raise ValueError(
+                    f"{metric} cannot be measured on {self.data.format}. Choose from "
+                    f"{', '.join(allowed)}."
+                )
+        if not self.evaluate.metrics or self.rates.by not in ("loss", *self.evaluate.metrics):
+            raise ValueError(
+                f"rates.by={self.rates.by} is not among evaluate.metrics. Add it there."
+            )

@@ -1,0 +1,138 @@
+"""The table of a comparison of fine-tuning methods, for a terminal, as Markdown and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from manticore.reports.mad_tables import markdown_of, text_of
+from manticore.reports.numbers import DASH, bytes_text, count_text, loss_text, spread_text
+from manticore.reports.records import read_json
+from manticore.reports.sections import Cell, Line, Table
+from manticore.runs import write_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+HIGHER_IS_BETTER = ("accuracy", "matthews", "exact-match")
+NAMES = {
+    "loss": "nats",
+    "accuracy": "accuracy",
+    "matthews": "Matthews",
+    "exact-match": "exact match",
+    "bits-per-byte": "bits per byte",
+}
+
+
+def method_table(result: Mapping[str, Any]) -> Table:
+    """Every method, the best of the first metric on top."""
+    metrics = list(result["metrics"])
+    rows = ordered_rows(result["rows"], metrics[0])
+    best = {metric: _best(rows, metric) for metric in metrics}
+    lines = [
+        Line(
+            label=row["label"],
+            cells=[
+                *(_measure(row, metric, best[metric]) for metric in metrics),
+                Cell(text=count_text(row["parameters"])),
+                Cell(text=bytes_text(row.get("memory_bytes"))),
+                Cell(text=_milliseconds(row.get("step_seconds"))),
+                Cell(text=f"{row['lr']:g}"),
+                Cell(text=str(len(row["seeds"]))),
+            ],
+        )
+        for row in rows
+    ]
+    if result.get("untouched"):
+        cells = [Cell(text=loss_text(result["untouched"].get(metric))) for metric in metrics]
+        lines.append(Line(label="before fine-tuning", cells=cells + [Cell(text=DASH)] * 5))
+    header = ["method", *(NAMES[m] for m in metrics), "trained", "memory", "step", "rate", "seeds"]
+    return Table(caption=caption(result), header=header, lines=lines)
+
+
+def caption(result: Mapping[str, Any]) -> str:
+    """What the numbers are."""
+    seeds = max(len(row["seeds"]) for row in result["rows"])
+    spread = ", ± is the sample standard deviation over seeds" if seeds > 1 else ", one seed"
+    return (
+        f"Test split{spread}. Memory is what a step keeps beside the frozen weights: saved "
+        "activations, gradients and moments. A step is forward and backward, processor time."
+    )
+
+
+def method_text(result: Mapping[str, Any]) -> list[str]:
+    """The table for a terminal, with what the goals came to."""
+    return [*text_of(method_table(result)), *(goal["sentence"] for goal in result["goals"])]
+
+
+def method_markdown(result: Mapping[str, Any]) -> str:
+    """The table as Markdown, with its caption and the goals."""
+    goals = "\n".join(f"- {goal['sentence']}" for goal in result["goals"])
+    parts = [markdown_of(method_table(result)), caption(result), goals]
+    return "\n\n".join(part for part in parts if part)
+
+
+def write_method_report(record: str | Path, out: str | Path) -> None:
+    """Write a comparison's result.json as a page, or as Markdown for a name ending with .md."""
+    result = read_json(Path(record))
+    if Path(out).suffix == ".md":
+        write_text(out, f"# {result['name']}\n\n{method_markdown(result)}\n")
+        return
+    write_text(out, render_page(result, [method_table(result)], []))
+
+
+def render_page(
+    result: Mapping[str, Any], tables: Sequence[Table], panels: Sequence[Markup]
+) -> str:
+    """One self-contained page: opens from disk, needs no network and no script."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
+    return environment.get_template("adapters.html").render(
+        style=style,
+        name=result["name"],
+        headline=headline(result),
+        tables=tables,
+        panels=panels,
+        goals=result.get("goals") or [],
+        notes=result.get("notes") or [],
+        command=result.get("command") or "",
+    )
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """One sentence: the best row, and what the goals came to."""
+    metric = result["metrics"][0]
+    best = ordered_rows(result["rows"], metric)[0]
+    text = f"{best['label']} is best: {NAMES[metric]} {loss_text(best['mean'][metric])}."
+    goals = result.get("goals") or []
+    met = sum(bool(goal["met"]) for goal in goals)
+    return text + (f" {met} of {len(goals)} goals met." if goals else "")
+
+
+def ordered_rows(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
+    """Rows by one metric, the best first."""
+    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
+    return sorted(rows, key=lambda row: sign * float(row["mean"][metric]))
+
+
+def _best(rows: Sequence[Mapping[str, Any]], metric: str) -> float:
+    return float(ordered_rows(rows, metric)[0]["mean"][metric])
+
+
+def _measure(row: Mapping[str, Any], metric: str, best: float) -> Cell:
+    value = float(row["mean"][metric])
+    return Cell(
+        text=loss_text(value), spread=spread_text(row["sd"].get(metric)), best=value == best
+    )
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return DASH if seconds is None else f"{1000 * seconds:.0f} ms"

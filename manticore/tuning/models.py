@@ -1,0 +1,135 @@
+"""The pretrained model of a recipe: loaded, given a classifier, and wrapped by a method."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from manticore.adapters.uncovered import UncoveredLayersWarning
+from manticore.config.adapter_recipe import AdaptModelConfig, AdaptRecipe, MethodConfig
+from manticore.models.fast_paths import bind_fast_paths
+from manticore.seeds import derive_seed
+from manticore.text.prepared import resolve_path
+from manticore.text.tokenizers import load_tokenizer
+from manticore.tuning.methods import DEFAULT, FULL, adapt
+
+_HEADS = ("score", "classifier", "classification_head", "pre_classifier")
+"""What transformers calls the new part of a classifier."""
+
+
+def load_model_tokenizer(config: AdaptModelConfig, base: Path) -> Any:
+    """The tokenizer of a recipe's model."""
+    return load_tokenizer(resolve_path(config.tokenizer or config.path, base))
+
+
+def tuned_model(
+    recipe: AdaptRecipe, method: MethodConfig, base: Path, n_labels: int, seed: int
+) -> torch.nn.Module:
+    """The model as a method starts: base weights loaded, new weights drawn by the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, recipe.name, "new weights"))
+        model = _load(recipe.model, base, n_labels)
+        bind_fast_paths(model.base_model)
+        if method.method == FULL and recipe.model.quantization != "none":
+            raise ValueError("Quantized weights cannot be trained. Leave model.quantization out.")
+        return wrapped_model(model, method, n_labels > 0)
+
+
+def wrapped_model(
+    model: PreTrainedModel, method: MethodConfig, is_classifier: bool
+) -> torch.nn.Module:
+    """A model with a method's adapters; a new classifier is trained in full."""
+    targets: Any = list(method.targets)
+    if method.targets in ((DEFAULT,), ("all-linear",)):
+        targets = method.targets[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncoveredLayersWarning)  # the recipe names the targets
+        return adapt(
+            model,
+            method.method,
+            method.settings,
+            targets,
+            trained_too=_new_heads(model) if is_classifier else (),
+        )
+
+
+def merged_model(model: Any) -> PreTrainedModel:
+    """The base model with the adapter in its weights, where the method can do that."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def _load(config: AdaptModelConfig, base: Path, n_labels: int) -> PreTrainedModel:
+    path = resolve_path(config.path, base)
+    options: dict[str, Any] = {
+        "dtype": torch.float32 if config.dtype == "fp32" else torch.bfloat16,
+        "use_safetensors": True,
+    }
+    if config.quantization != "none":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=config.quantization == "4bit", load_in_8bit=config.quantization == "8bit"
+        )
+    settings = load_config_of(config, base)
+    loader: Any = AutoModelForCausalLM
+    if n_labels:
+        if type(settings) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise ValueError(
+                f"transformers has no classifier for {settings.model_type}. Use a model such as "
+                "roberta or gpt_neox, or data.format: instruction with the label as the answer."
+            )
+        loader = AutoModelForSequenceClassification
+        settings.num_labels = n_labels
+        if settings.pad_token_id is None:
+            settings.pad_token_id = settings.eos_token_id
+    before = logging.get_verbosity()
+    try:
+        if n_labels:
+            logging.set_verbosity_error()  # that the classifier is new is what was asked for
+        return loader.from_pretrained(path, config=settings, **options)
+    except (OSError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"The model {config.path} does not load: {first}") from error
+    finally:
+        logging.set_verbosity(before)
+
+
+def load_config_of(config: AdaptModelConfig, base: Path) -> Any:
+    """The configuration of a recipe's model; code that it names is never run."""
+    path = resolve_path(config.path, base)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.path {config.path} is no model: {first} Give a folder or a name on the hub."
+        ) from error
+
+
+def _new_heads(model: PreTrainedModel) -> tuple[str, ...]:
+    return tuple(name for name, _ in model.named_children() if name in _HEADS)
+
+
+def shell_model(recipe: AdaptRecipe, method: MethodConfig, base: Path) -> torch.nn.Module:
+    """The model without weights, wrapped by a method: for counting. Call it on the meta device."""
+    try:
+        settings = load_config_of(recipe.model, base)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    is_classifier = recipe.data.format == "classification"
+    if is_classifier:
+        settings.num_labels = len(recipe.data.labels) or 2
+        model = AutoModelForSequenceClassification.from_config(settings)
+    else:
+        model = AutoModelForCausalLM.from_config(settings)
+    return wrapped_model(model, method, is_classifier)
