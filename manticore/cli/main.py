@@ -52,6 +52,9 @@ VERBS: dict[str, Verb] = {
     "prune": Verb(
         module="manticore.cli.prune", group="use", help="drop a hybrid's branches of little weight"
     ),
+    "adapt run": Verb(
+        module="manticore.cli.adapt_run", group="adapt", help="fine-tune by several methods"
+    ),
     "adapt coverage": Verb(
         module="manticore.cli.adapt_coverage", group="adapt", help="layers that an adapter reaches"
     ),

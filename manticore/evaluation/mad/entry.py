@@ -145,6 +145,7 @@ class Entry:
                 continue
             settings = layer_spec(dict(layer), self.d_model).settings()
             settings.pop("d_model", None)
+            settings.pop("kernel", None)  # decides how fast, not what comes out
             if "max_length" not in layer:
                 settings.pop("max_length", None)  # each task's own: see `mixer_config`
             resolved.append({"mixer": layer["mixer"], **settings})
