@@ -11,7 +11,7 @@ from typing import Literal
 
 from manticore.config.recipes import OptimizerConfig, SplitConfig
 
-Setting = int | float | str | bool | None
+Setting = int | float | str | bool | list[str] | dict[str, int] | None
 METRICS = ("loss", "accuracy", "matthews", "exact-match", "bits-per-byte")
 Metric = Literal["loss", "accuracy", "matthews", "exact-match", "bits-per-byte"]
 

@@ -56,6 +56,8 @@ def wrapped_model(
         targets = method.targets[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UncoveredLayersWarning)  # the recipe names the targets
+        # PEFT asks transformers by the old name; nobody who runs a recipe can change that.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return adapt(
             model,
             method.method,
