@@ -1,0 +1,120 @@
+"""Recall probes: does a language model use what its context says? Measured without any training.
+
+Models without attention lose here before their loss shows it (Arora et al., 2023, "Zoology",
+arXiv:2312.04927), so these stand beside the loss wherever an attention layer was replaced.
+
+- Induction (Olsson et al., 2022, arXiv:2209.11895): random tokens, then the same tokens again. The
+  second copy can be read off the first.
+- Multi-query recall: pairs of random tokens are shown, then their keys alone. The answer is the
+  likeliest of the values that the row has shown, so chance is one in their number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from manticore.seeds import derive_seed, numpy_generator
+from manticore.tasks.mad import make_data
+from manticore.tasks.task import IGNORE
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallProbe:
+    """Sizes of both probes."""
+
+    rows: int = 64
+    copied: int = 32
+    """Tokens of the induction probe that come twice."""
+    pairs: int = 4
+    """Key-value pairs of the recall probe."""
+    seq_len: int = 32
+    """Tokens of the recall probe."""
+    seed: int = 0
+
+
+def recall_probes(
+    model: nn.Module, vocab_size: int, probe: RecallProbe | None = None
+) -> dict[str, float]:
+    """Both probes on a causal language model.
+
+    Args:
+        model: called as `model(input_ids, use_cache=False).logits`; in eval mode for the duration.
+        vocab_size: tokens to draw from, all but the first 8, which are special in most tokenizers.
+
+    Returns:
+        `induction_accuracy` and `induction_gain` (nats by which the second copy is easier than the
+        first), `mqar_accuracy` and `mqar_chance`.
+    """
+    probe = probe or RecallProbe()
+    was_training = model.training
+    model.eval()
+    try:
+        return {**_induction(model, vocab_size, probe), **_mqar(model, vocab_size, probe)}
+    finally:
+        model.train(was_training)
+
+
+def induction_rows(vocab_size: int, probe: RecallProbe) -> Tensor:
+    """Token ids (rows, 2 * copied): random tokens, all different within a row, twice."""
+    rng = numpy_generator(probe.seed, "recall probes", "induction")
+    tokens = _FIRST + np.stack(
+        [rng.permutation(vocab_size - _FIRST)[: probe.copied] for _ in range(probe.rows)]
+    )
+    return torch.from_numpy(np.concatenate([tokens, tokens], axis=1))
+
+
+def mqar_rows(vocab_size: int, probe: RecallProbe) -> tuple[Tensor, Tensor]:
+    """Token ids and targets (rows, seq_len), -100 where nothing is asked."""
+    inputs, targets = make_data(
+        "mqar",
+        probe.rows,
+        derive_seed(probe.seed, "recall probes", "mqar"),
+        split="test",
+        vocab_size=2 * ((vocab_size - _FIRST) // 2),
+        seq_len=probe.seq_len,
+        num_kv_pairs=probe.pairs,
+    )
+    targets = np.where(targets == IGNORE, IGNORE, targets + _FIRST)
+    return torch.from_numpy(inputs + _FIRST), torch.from_numpy(targets)
+
+
+_FIRST = 8
+
+
+@torch.no_grad()
+def _induction(model: nn.Module, vocab_size: int, probe: RecallProbe) -> dict[str, float]:
+    ids = induction_rows(vocab_size, probe)
+    logits = _logits(model, ids)[:, :-1]
+    nats = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    # The second copy's first token follows nothing that has been seen.
+    first, second = slice(0, probe.copied - 1), slice(probe.copied, None)
+    hits = logits.argmax(dim=-1)[:, second] == ids[:, 1:][:, second]
+    return {
+        "induction_accuracy": float(hits.double().mean()),
+        "induction_gain": float(nats[:, first].double().mean() - nats[:, second].double().mean()),
+    }
+
+
+@torch.no_grad()
+def _mqar(model: nn.Module, vocab_size: int, probe: RecallProbe) -> dict[str, float]:
+    ids, targets = mqar_rows(vocab_size, probe)
+    logits = _logits(model, ids)
+    shown = ids[:, 1 : 2 * probe.pairs : 2]  # (rows, pairs) values
+    choices = logits.gather(2, shown[:, None].expand(-1, ids.shape[1], -1))
+    best = shown.gather(1, choices.argmax(dim=-1))  # (rows, seq_len)
+    asked = targets != IGNORE
+    hits = best[asked] == targets[asked]
+    return {"mqar_accuracy": float(hits.double().mean()), "mqar_chance": 1 / probe.pairs}
+
+
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    """Logits (rows, seq, vocab) in float32 on the CPU."""
+    device = next(model.parameters()).device
+    found: Tensor = model(input_ids=ids.to(device), use_cache=False).logits.float().cpu()
+    return found
