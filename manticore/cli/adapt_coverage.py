@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine and print; nothing is written without --out."""
-    from manticore.cli.hybrid_run import quiet_transformers
     from manticore.cli.model_folder import check_output_file
+    from manticore.cli.quiet import quiet_transformers
     from manticore.tuning.methods import check_method
 
     quiet_transformers()

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, test, write the table and the models."""
-    from manticore.cli.hybrid_run import quiet_transformers
+    from manticore.cli.quiet import quiet_transformers
 
     quiet_transformers()
     recipe = load_recipe(AdaptRecipe, args.recipe, overrides_of(args))
@@ -124,8 +124,8 @@ def write_models(experiment: Any, result: dict[str, Any]) -> None:
 def describe(recipe: AdaptRecipe, base: Path, seeds: list[int], out: Path) -> list[str]:
     """What a dry run prints: the recipe, each method's parameters, trainings and files.
 
-    Nothing is read but the model's config; where that is not at hand (a name on the hub, no
-    network) the parameters are left out.
+    Nothing is read but the model's configuration. No hub is asked for one: where it is not on
+    this machine, the parameters are left out.
     """
     lines = [dump_yaml(recipe).rstrip(), *parameter_lines(recipe, base)]
     tried = len(recipe.rates.rates) or 1
@@ -155,8 +155,8 @@ def parameter_lines(recipe: AdaptRecipe, base: Path) -> list[str]:
         try:
             with torch.device("meta"):
                 model = shell_model(recipe, method, base)
-        except OSError as error:
-            return [f"parameters: unknown, {str(error).splitlines()[0]}"]
+        except FileNotFoundError as error:
+            return [f"parameters: unknown, {error}"]
         total = sum(p.numel() for p in model.parameters())
         trained = trainable_parameters(model)
         # Forward and the gradient of activations pass every weight, that of weights the trained.

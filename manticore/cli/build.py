@@ -97,8 +97,8 @@ def fit_lines(fits: list[dict[str, Any]], names: list[str], num_blocks: int) -> 
 
 
 def _build_plainly(args: argparse.Namespace) -> int:
-    from manticore.cli.hybrid_run import quiet_transformers
     from manticore.cli.model_folder import check_output_folder
+    from manticore.cli.quiet import quiet_transformers
     from manticore.hybrids.configuration_manticore import ManticoreConfig
     from manticore.models.loading import check_loadable
 

@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine and print; nothing is written without --out, --html or --markdown."""
-    from manticore.cli.hybrid_run import quiet_transformers
     from manticore.cli.model_folder import check_output_file
+    from manticore.cli.quiet import quiet_transformers
     from manticore.evaluation.conformance.doctor import chosen_checks
 
     if bool(args.model) == bool(args.family):

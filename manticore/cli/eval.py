@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; nothing is written without --out."""
     check_arguments(args)
     from manticore.cli import model_folder
-    from manticore.cli.hybrid_run import quiet_transformers
+    from manticore.cli.quiet import quiet_transformers
 
     quiet_transformers()
     model_folder.check_output_file(args.out, "eval")

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Generate and print; nothing is written without --out."""
     options = sampling_options(args)
     from manticore.cli import model_folder
-    from manticore.cli.hybrid_run import quiet_transformers
+    from manticore.cli.quiet import quiet_transformers
 
     quiet_transformers()
     model_folder.check_output_file(args.out, "generate")

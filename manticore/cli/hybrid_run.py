@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import shlex
 import sys
 import textwrap
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from manticore.cli.options import overrides_of
-from manticore.cli.stages import STAGES, mixture_lines
-from manticore.config import dump_yaml, find_recipe, load_recipe, to_plain
+from manticore.cli.quiet import quiet_transformers
+from manticore.cli.stages import STAGES, mixture_lines, open_experiment
+from manticore.config import dump_yaml, find_recipe, load_recipe
 from manticore.config.recipes import HybridRecipe
 from manticore.reports import text_table, write_report
 from manticore.runs import RunFolder, environment, write_json
@@ -74,24 +74,6 @@ def stage_lines(experiment: Any, stage: str) -> list[str]:
         names = component_names(experiment.recipe)
         return mixture_lines(experiment.search()["finished"], names)
     return validation_table(experiment.finetune())
-
-
-def open_experiment(recipe: HybridRecipe, base: Path, out: Path, args: argparse.Namespace) -> Any:
-    """Check the recipe against its inputs, then open the run folder."""
-    from manticore.hybrids.checks import check_data, check_recipe
-    from manticore.hybrids.experiment import Experiment
-
-    processes = getattr(args, "processes", None)
-    if processes is None:
-        processes = min(2, os.cpu_count() or 1)
-    elif processes < 1:
-        raise ValueError(f"--processes {processes}: at least 1 is needed.")
-    check_recipe(recipe, base)
-    folder = RunFolder(out)
-    if not folder.is_done("projectors"):  # that stage has read the text, and the run may be over
-        check_data(recipe, base)
-    folder.open(to_plain(recipe))
-    return Experiment(recipe, folder, base, processes=processes, progress=not args.quiet)
 
 
 def _run_seeds(
@@ -163,16 +145,6 @@ def expected_beside(source: Path) -> Path | None:
         if (source.parent / name).is_file():
             return source.parent / name
     return None
-
-
-def quiet_transformers() -> None:
-    """Our own progress bars are enough; one per loaded file would bury them."""
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read by the worker processes
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def parse_seeds(text: str | None) -> list[int] | None:

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--out is missing: name the folder for the pruned hybrid.")
     if args.overrides and not args.data:
         raise ValueError("--set is for --data. Leave it out, or give --data.")
-    from manticore.cli.hybrid_run import quiet_transformers
     from manticore.cli.model_folder import check_output_folder, load_folder_tokenizer, load_hybrid
+    from manticore.cli.quiet import quiet_transformers
 
     quiet_transformers()
     replaces = check_output_folder(args.out, RECORD, source=args.model)

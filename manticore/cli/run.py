@@ -55,8 +55,8 @@ def run_folder(args: argparse.Namespace, name: str) -> RunFolder:
 
 
 def _run_pretrain(args: argparse.Namespace) -> int:
-    from manticore.cli.hybrid_run import quiet_transformers
     from manticore.cli.pretraining import describe_pretraining, pretrain
+    from manticore.cli.quiet import quiet_transformers
     from manticore.config.recipes import PretrainRecipe
 
     quiet_transformers()

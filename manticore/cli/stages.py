@@ -7,13 +7,15 @@ They write what `manticore run` would write there, so `run` goes on after them a
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manticore.cli.options import add_dry_run, add_out, add_quiet, add_recipe, overrides_of
-from manticore.config import dump_yaml, find_recipe, load_recipe, recipe_kind
+from manticore.config import dump_yaml, find_recipe, load_recipe, recipe_kind, to_plain
 from manticore.config.recipes import HybridRecipe
+from manticore.runs import RunFolder
 
 if TYPE_CHECKING:
     from manticore.hybrids.experiment import Experiment
@@ -36,7 +38,7 @@ def add_stage_arguments(parser: argparse.ArgumentParser, recipe_required: bool =
 
 def run_stages(args: argparse.Namespace, last: str) -> Experiment | None:
     """Run the stages up to `last`; finished ones are skipped. None after a dry run."""
-    from manticore.cli.hybrid_run import open_experiment, quiet_transformers
+    from manticore.cli.quiet import quiet_transformers
 
     quiet_transformers()
     recipe_kind(args.recipe, ("hybrid",))
@@ -46,13 +48,33 @@ def run_stages(args: argparse.Namespace, last: str) -> Experiment | None:
     if args.dry_run:
         print(describe_stages(recipe, base, out, last))
         return None
-    experiment: Experiment = open_experiment(recipe, base, out, args)
+    experiment = open_experiment(recipe, base, out, args)
     for stage in stages_until(last):
         if not args.quiet:
             state = "finished earlier" if experiment.folder.is_done(stage) else "..."
             print(f"{STAGES[stage][0]} {state}", file=sys.stderr, flush=True)
         getattr(experiment, stage)()
     return experiment
+
+
+def open_experiment(
+    recipe: HybridRecipe, base: Path, out: Path, args: argparse.Namespace
+) -> Experiment:
+    """Check the recipe against its inputs, then open the run folder."""
+    from manticore.hybrids.checks import check_data, check_recipe
+    from manticore.hybrids.experiment import Experiment
+
+    processes = getattr(args, "processes", None)
+    if processes is None:
+        processes = min(2, os.cpu_count() or 1)
+    elif processes < 1:
+        raise ValueError(f"--processes {processes}: at least 1 is needed.")
+    check_recipe(recipe, base)
+    folder = RunFolder(out)
+    if not folder.is_done("projectors"):  # that stage has read the text, and the run may be over
+        check_data(recipe, base)
+    folder.open(to_plain(recipe))
+    return Experiment(recipe, folder, base, processes=processes, progress=not args.quiet)
 
 
 def stages_until(last: str) -> list[str]:
