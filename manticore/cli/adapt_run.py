@@ -55,12 +55,14 @@ def run(args: argparse.Namespace) -> int:
 
 def check_methods(recipe: AdaptRecipe) -> None:
     """Every method and every setting exists, before anything is read."""
-    from manticore.tuning.methods import check_method
+    from manticore.tuning.methods import FULL, check_method, method_config
     from manticore.tuning.metrics import check_pattern
 
     check_pattern(recipe.evaluate.answer_pattern)
     for method in recipe.methods:
         check_method(method.method, method.settings)
+        if method.method != FULL:
+            method_config(method.method, method.settings, None)
 
 
 def open_experiment(

@@ -56,8 +56,9 @@ class AdaptDataConfig:
     """Prompts with answers; conversations; texts with labels; running text."""
     sources: tuple[ExampleSourceConfig, ...]
     """Where the rows come from."""
-    convert: Literal["none", "boolq", "multiple-choice"] = "none"
-    """Rows of a public data set to instruction, output and answer in LLM-Adapters' format."""
+    convert: Literal["none", "boolq", "multiple-choice", "worked-answer"] = "none"
+    """Rows of a public data set to instruction, output and answer: questions in LLM-Adapters'
+    format; worked-answer is GSM8K and MetaMathQA."""
     prompt: str = "{prompt}"
     """Instruction: a template such as '{question}\\n', or a preset: alpaca, llm-adapters."""
     answer: str = "{answer}"

@@ -1,4 +1,6 @@
-"""Public question sets in the format of LLM-Adapters (arXiv:2304.01933), which MoRe's paper uses.
+"""Public question sets in LLM-Adapters' format (arXiv:2304.01933), which MoRe's paper uses.
+
+Sums with worked answers keep their words; the final number is the answer.
 
 ```
 Please answer the following question with true or false, question: QUESTION?
@@ -9,10 +11,12 @@ Answer format: true/false          ->  the correct answer is true
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 Row = Mapping[str, Any]
+_FINAL = re.compile(r"(?:####|The answer is:)\s*(.+)")
 
 
 def boolq(row: Row, place: str) -> dict[str, str]:
@@ -47,6 +51,19 @@ def multiple_choice(row: Row, place: str) -> dict[str, str]:
     )
 
 
+def worked_answer(row: Row, place: str) -> dict[str, str]:
+    """A row of GSM8K (question, answer) or MetaMathQA (query, response), as PEFT compares methods.
+
+    The answer is the number that GSM8K puts after "####" and MetaMathQA after "The answer is:".
+    """
+    asked, said = ("query", "response") if "query" in row else ("question", "answer")
+    question, output = _text(row, asked, place), _text(row, said, place)
+    found = _FINAL.findall(output)
+    if not found:
+        raise ValueError(f"{place} has no number after '####' or 'The answer is:'.")
+    return {"instruction": question, "input": "", "output": output, "answer": found[-1].strip()}
+
+
 def _as_it_is(row: Row, place: str) -> Row:
     return row
 
@@ -55,6 +72,7 @@ CONVERSIONS: dict[str, Callable[[Row, str], Row]] = {
     "none": _as_it_is,
     "boolq": boolq,
     "multiple-choice": multiple_choice,
+    "worked-answer": worked_answer,
 }
 
 

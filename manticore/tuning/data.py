@@ -50,7 +50,7 @@ def prepare_tuning_data(recipe: AdaptRecipe, tokenizer: Any, base: Path) -> Tuni
     if recipe.data.format == "text":
         return _running_text(recipe.data, tokenizer, base)
     config = recipe.data
-    examples = read_examples(config, base)
+    examples, repeats = read_examples(config, base)
     labels = config.labels or _labels_in(examples["train"])
     if config.format == "classification" and len(labels) < 2:
         raise ValueError(f"There is one label only ({', '.join(labels)}): nothing to tell apart.")
@@ -60,6 +60,7 @@ def prepare_tuning_data(recipe: AdaptRecipe, tokenizer: Any, base: Path) -> Tuni
         counts[split] = {
             "rows": len(rows[split]),
             "too_long": n_long,
+            "repeats": repeats[split],
             "tokens": sum(len(row.ids) for row in rows[split]),
             "scored": sum(row.n_scored for row in rows[split]),
             "sha256": documents_hash(example.document for example in examples[split]),

@@ -78,8 +78,10 @@ def _measure(
     if generate and "exact-match" in config.metrics:
         some = rows[: config.generate_rows]
         answers = generate_answers(model, some, config, tokenizer)
-        references = [row.reference for row in some]
-        chosen = [find_answer(answer, config.answer_pattern) for answer in answers]
+        pattern = config.answer_pattern
+        # A reference that is a worked answer is read as the model's is; a bare one stays whole.
+        references = [find_answer(row.reference, pattern) or row.reference for row in some]
+        chosen = [find_answer(answer, pattern) for answer in answers]
         found["exact-match"] = exact_match(chosen, references)
     return found
 

@@ -48,12 +48,17 @@ class Example:
         return Document(said or f"{self.prompt}\n{self.answer}", "rows", self.group, self.source)
 
 
-def read_examples(config: AdaptDataConfig, base: Path) -> dict[str, list[Example]]:
+def read_examples(
+    config: AdaptDataConfig, base: Path
+) -> tuple[dict[str, list[Example]], dict[str, int]]:
     """Read every source and divide the rows into train, validation and test.
 
     Args:
         config: the recipe's data section.
         base: folder of the recipe, for relative paths.
+
+    Returns:
+        Examples by split, and by split how many were left out because a later split has them.
     """
     found: dict[str, list[Example]] = {name: [] for name in SPLITS}
     shares = {
@@ -72,9 +77,10 @@ def read_examples(config: AdaptDataConfig, base: Path) -> dict[str, list[Example
         divided = split_documents([e.document for e in examples], shares, config.splits.seed)
         for name in SPLITS:
             found[name] += [by_source[document.source] for document in divided.get(name, [])]
+    found, repeats = _without_repeats(found)
     _check_splits(found)
     limits = {"train": config.train_rows, "validation": config.eval_rows, "test": config.eval_rows}
-    return {name: _some(rows, limits[name]) for name, rows in found.items()}
+    return {name: _some(rows, limits[name]) for name, rows in found.items()}, repeats
 
 
 def source_examples(
@@ -249,6 +255,24 @@ def _limited(examples: Iterator[Example], limit: int | None) -> list[Example]:
     return found
 
 
+def _without_repeats(
+    found: Mapping[str, list[Example]],
+) -> tuple[dict[str, list[Example]], dict[str, int]]:
+    """Take rows of the test split out of the others, and rows of validation out of training.
+
+    Public sets repeat rows across their splits; what is trained on must not be tested.
+    """
+    kept: dict[str, list[Example]] = {}
+    later: set[str] = set()
+    for name in reversed(SPLITS):
+        kept[name] = [row for row in found[name] if row.document.hash not in later]
+        later |= {row.document.hash for row in kept[name]}
+    return (
+        {name: kept[name] for name in SPLITS},
+        {name: len(found[name]) - len(kept[name]) for name in SPLITS},
+    )
+
+
 def _check_splits(found: Mapping[str, list[Example]]) -> None:
     empty = [name for name, rows in found.items() if not rows]
     if empty:
@@ -256,12 +280,3 @@ def _check_splits(found: Mapping[str, list[Example]]) -> None:
             f"No row is for {', '.join(empty)}. Give a source with use: {empty[0]}, or shares in "
             "data.splits."
         )
-    owner: dict[str, str] = {}
-    for name, rows in found.items():
-        for example in rows:
-            first = owner.setdefault(example.document.hash, name)
-            if first != name:
-                raise ValueError(
-                    f"{example.source} is in {name} and in {first} as well. Take it out of one, "
-                    "or let data.splits divide one source."
-                )

@@ -106,12 +106,22 @@ def _load(config: AdaptModelConfig, base: Path, n_labels: int) -> PreTrainedMode
         logging.set_verbosity(before)
 
 
-def load_config_of(config: AdaptModelConfig, base: Path) -> Any:
-    """The configuration of a recipe's model; code that it names is never run."""
+def load_config_of(config: AdaptModelConfig, base: Path, *, is_dry: bool = False) -> Any:
+    """The configuration of a recipe's model; code that it names is never run.
+
+    Args:
+        is_dry: ask no hub: a name that is not in its cache raises FileNotFoundError.
+    """
     path = resolve_path(config.path, base)
+    is_name = not Path(path).is_absolute() and not Path(path).is_dir()
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=is_dry)
     except (OSError, ValueError) as error:
+        if is_dry and is_name and isinstance(error, OSError):
+            raise FileNotFoundError(
+                f"the configuration of {path} is not on this machine; `hf download {path} "
+                "config.json` brings it."
+            ) from error
         first = str(error).strip().splitlines()[0]
         raise ValueError(
             f"model.path {config.path} is no model: {first} Give a folder or a name on the hub."
@@ -123,11 +133,11 @@ def _new_heads(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def shell_model(recipe: AdaptRecipe, method: MethodConfig, base: Path) -> torch.nn.Module:
-    """The model without weights, wrapped by a method: for counting. Call it on the meta device."""
-    try:
-        settings = load_config_of(recipe.model, base)
-    except ValueError as error:
-        raise OSError(str(error)) from error
+    """The model without weights, wrapped by a method: for counting. Call it on the meta device.
+
+    No hub is asked: a model that is not on this machine raises FileNotFoundError.
+    """
+    settings = load_config_of(recipe.model, base, is_dry=True)
     is_classifier = recipe.data.format == "classification"
     if is_classifier:
         settings.num_labels = len(recipe.data.labels) or 2
