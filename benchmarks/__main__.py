@@ -1,7 +1,8 @@
 """Run benchmarks and record them: `python -m benchmarks [--threads N] [name ...]`.
 
 A benchmark is a module in this folder with `run() -> dict`. Its record goes to
-benchmarks/results/<name>.json together with the command, versions, processor and date.
+benchmarks/results/<name>.json together with the command, versions, processor and date; where the
+module has `draw(results) -> str`, a picture lies beside it.
 """
 
 from __future__ import annotations
@@ -47,11 +48,12 @@ def record(name: str, threads: int, folder: Path = RESULTS) -> Path:
     """Run one benchmark and write its record, whole or not at all."""
     import torch
 
-    from manticore.runs import environment, write_json
+    from manticore.runs import environment, write_json, write_text
 
     torch.set_num_threads(threads)
     start = time.perf_counter()
-    results: dict[str, Any] = importlib.import_module(f"benchmarks.{name}").run()
+    module = importlib.import_module(f"benchmarks.{name}")
+    results: dict[str, Any] = module.run()
     path = folder / f"{name}.json"
     write_json(
         path,
@@ -66,6 +68,8 @@ def record(name: str, threads: int, folder: Path = RESULTS) -> Path:
             "results": results,
         },
     )
+    if hasattr(module, "draw"):
+        write_text(path.with_suffix(".svg"), module.draw(results))
     return path
 
 

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -35,6 +36,20 @@ SIZES: dict[str, dict[str, Any]] = {
         "in_subprocess": False,
     },
     "tasks": {"examples": 8, "test_examples": 8, "naive_examples": 2, "repeats": 1},
+    "conversion": {
+        "mixers": ("retention", "mamba"),
+        "hidden_size": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "vocab_size": 64,
+        "tokens": 16,
+        "lengths": (8, 16),
+        "short_context": 8,
+        "long_context": 32,
+        "piece": 16,
+        "rounds": 1,
+        "decoded": 1,
+    },
     "mixers": {
         "d_model": 32,
         "tokens": 16,
@@ -75,6 +90,13 @@ def test_a_benchmark_writes_a_record(name, tmp_path, monkeypatch):
     found = list(numbers(made["results"]))
     assert len(found) > 10
     assert all(math.isfinite(number) for number in found)
+
+
+def test_a_benchmark_that_draws_leaves_a_picture_beside_its_record(tmp_path, monkeypatch):
+    run_tiny("conversion", tmp_path, monkeypatch)
+    picture = ElementTree.fromstring((tmp_path / "conversion.svg").read_text(encoding="utf-8"))
+    texts = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"attention", "retention", "mamba", "cache, KiB"} <= texts
 
 
 @pytest.mark.parametrize("name", [*SIZES, "scan"])
