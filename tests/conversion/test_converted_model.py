@@ -11,6 +11,7 @@ from manticore.models.costs import cache_bytes, component_cost
 from tests.conversion.models import LAYOUTS, SHAPED, converted, maximal, pad_left
 from tests.models.tiny import tiny, token_ids
 
+WITH_ATTENTION = ("attention", "some attention")
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
@@ -114,8 +115,11 @@ def test_tied_tables_stay_tied_through_a_file(tmp_path):
     model, _ = transfer(tiny("llama", variant=1), "retention")
     assert model.lm_head.weight is model.model.embed_tokens.weight
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    ids = token_ids(model, 1, 17)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, loaded(ids).logits)
 
 
 def test_a_clean_process_loads_and_generates(tmp_path, run_python):
@@ -129,10 +133,10 @@ def test_a_clean_process_loads_and_generates(tmp_path, run_python):
     assert "ConvertedForCausalLM (1, 7)" in run_python("-c", code).stdout
 
 
-@pytest.mark.parametrize("mixer", [m for m in SHAPED if m != "attention"])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in WITH_ATTENTION])
 @torch.no_grad()
-def test_state_bytes_do_not_grow_with_the_length(mixer):
-    model = converted(LAYOUTS[mixer])
+def test_state_bytes_do_not_grow_with_the_length(layout):
+    model = converted(LAYOUTS[layout])
     sizes = []
     for length in (60, 240):
         cache = model(token_ids(model, 1, length), use_cache=True).past_key_values
