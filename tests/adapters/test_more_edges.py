@@ -103,11 +103,23 @@ def test_names_that_match_nothing_get_the_closest_ones():
 
 def test_the_output_projection_of_multi_head_attention_is_refused():
     attention = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
-    for targets in (["out_proj"], "all-linear", r".*out_proj"):
+    for targets in (["out_proj"], r".*out_proj"):
         with pytest.raises(TypeError, match=r"never calls it: an adapter there would do nothing"):
             peft.get_peft_model(attention, MoReConfig(target_modules=targets, nblocks=2))
     with pytest.raises(TypeError, match=r"\(MultiheadAttention\) is not supported"):
         peft.get_peft_model(attention, MoReConfig(target_modules=["attention"]))
+
+
+@pytest.mark.parametrize("excluded", [None, ["first"], r"fir.t"])
+def test_all_linear_leaves_out_the_output_projection_of_multi_head_attention(excluded):
+    layers = {"first": nn.Linear(8, 8), "second": nn.Linear(8, 8)}
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), **layers})
+    config = MoReConfig(target_modules="all-linear", exclude_modules=excluded, nblocks=2)
+    with pytest.warns(UserWarning, match=r"leaves out attention\.out_proj: nn\.MultiheadAttention"):
+        wrapped = peft.get_peft_model(model, config)
+    found = {name for name, module in wrapped.named_modules() if isinstance(module, MoReLayer)}
+    wanted = ["second"] if excluded else ["first", "second"]
+    assert found == {f"base_model.model.{name}" for name in wanted}
 
 
 def test_patterns_and_layers_choose_shapes_by_name():

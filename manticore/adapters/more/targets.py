@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
 )
 from peft.utils import resolve_quantization_backend
-from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.constants import DUMMY_TARGET_MODULES, INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.other import get_pattern_key
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -53,6 +53,8 @@ def check_targets(tuner: MoReModel, config: MoReConfig, model: nn.Module) -> Non
     """Raise for the first target that cannot be adapted; warn of names that match nothing."""
     if config.target_modules == DUMMY_TARGET_MODULES:
         return
+    if config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        _leave_out_bypassed(config, model)
     # 'all-linear' is resolved on a copy: PEFT resolves it on the real configuration later.
     resolved = _maybe_include_all_linear_layers(copy.copy(config), model)
     inside = tuple(
@@ -67,6 +69,31 @@ def check_targets(tuner: MoReModel, config: MoReConfig, model: nn.Module) -> Non
             names.append(name)
     if names:
         _warn_of_unused(config, model, names)
+
+
+def _leave_out_bypassed(config: MoReConfig, model: nn.Module) -> None:
+    """Exclude what 'all-linear' would find and nobody calls; other targets were asked for by name.
+
+    The names go into the configuration, so that a saved adapter is loaded the same way.
+    """
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, NonDynamicallyQuantizableLinear)
+    ]
+    if not names:
+        return
+    excluded = config.exclude_modules
+    if isinstance(excluded, str):
+        config.exclude_modules = f"(?:{excluded})|{'|'.join(map(re.escape, names))}"
+    else:
+        config.exclude_modules = [*sorted(excluded or ()), *names]
+    warnings.warn(
+        f"'all-linear' leaves out {', '.join(names[:3])}{' and others' if names[3:] else ''}: "
+        "nn.MultiheadAttention reads the weight and never calls the module, so an adapter there "
+        "would do nothing.",
+        stacklevel=2,
+    )
 
 
 def closest_names(config: MoReConfig, model: nn.Module) -> str:
