@@ -42,11 +42,13 @@ class Shadow:
         with torch.device("meta"):
             model = make()
         adopted: dict[int, Tensor] = {}
+        tables: list[dict[str, Any]] = []
         for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is not None and tensor.is_meta:
-                        tensors[name] = adopted.setdefault(id(tensor), self._adopt(tensor))
+            tables += [module._parameters, module._buffers]
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is not None and tensor.is_meta:
+                    table[name] = adopted.setdefault(id(tensor), self._adopt(tensor))
         return model
 
     def _adopt(self, tensor: Tensor) -> Any:
