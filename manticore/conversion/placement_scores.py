@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
+from manticore.conversion.vocabulary import check_ids
 
 Batch = Mapping[str, Tensor]
 """`input_ids` and `labels` (batch, seq), labels as long as the inputs; -100 is not scored."""
@@ -140,12 +141,7 @@ def check_batches(batches: Sequence[Batch], vocab_size: int) -> None:
     """Raise unless there is text to score, in tokens that the model has."""
     if not any((batch["labels"][:, 1:] != -100).any() for batch in batches):
         raise ValueError("There is no token to score. Give at least one batch with labels.")
-    highest = max(int(batch["input_ids"].max()) for batch in batches)
-    if highest >= vocab_size:
-        raise ValueError(
-            f"The text holds token {highest}, but the source's vocabulary ends at "
-            f"{vocab_size - 1}. Encode the text with the source's own tokenizer."
-        )
+    check_ids((batch["input_ids"] for batch in batches), vocab_size)
 
 
 def _log_probabilities(model: ConvertedForCausalLM, batch: Batch, is_scored: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.conversion.plan import TransferPlan
 from manticore.conversion.planning import make_plan
 from manticore.conversion.reading import Source, read_source
+from manticore.conversion.vocabulary import check_ids
 from manticore.models.loading import load_component
 from manticore.seeds import torch_generator
 
@@ -53,11 +54,14 @@ def transfer(
         The model, in eval mode and in the source's dtype, and the plan of the transfer.
 
     Raises:
-        ValueError: a family or a mixer that is not known, or heads that do not match.
+        ValueError: a family or a mixer that is not known, heads that do not match, or text in
+            another vocabulary.
     """
     model_in = source if isinstance(source, PreTrainedModel) else load_component(source)
     read = read_source(model_in)
     config = converted_config(read, target, keep)
+    if calibration is not None:
+        check_ids([calibration], config.vocab_size)
     generator = torch_generator(seed, "conversion", "initial weights")
     model = ConvertedForCausalLM.from_generator(config, generator)
     plan, assignments = make_plan(read, model, copy)
