@@ -80,7 +80,7 @@ class AdaptDataConfig:
     passage_chars: int = 200
     """Classification of plain text: length of a passage."""
     seq_len: int = 256
-    """Longest example in tokens; longer ones are left out of training and counted."""
+    """Longest example in tokens; longer ones are left out, of the tests too, and counted."""
     packing: bool = False
     """Put several examples into one row, each ended by the end-of-text token."""
     train_rows: int | None = None

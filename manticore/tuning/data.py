@@ -29,6 +29,8 @@ class TuningData:
     """Running text by split and kind."""
     labels: tuple[str, ...] = ()
     """Names of the classes."""
+    pad: int = 0
+    """Token that fills short rows; a decoder's classifier finds the end of a text by it."""
     record: dict[str, Any] = field(default_factory=dict)
     """Counts and hashes for the run's record."""
     source: Callable[[int, int], Any] = lambda batch_size, seed: None
@@ -71,6 +73,7 @@ def prepare_tuning_data(recipe: AdaptRecipe, tokenizer: Any, base: Path) -> Tuni
         n_train=len(training),
         rows={**rows, "train": training},
         labels=tuple(labels) if config.format == "classification" else (),
+        pad=pad,
         record={"splits": counts, "licences": _licences(config)},
         source=lambda batch_size, seed: ExampleBatches(training, batch_size, seed, pad),
     )

@@ -73,8 +73,8 @@ def _measure(
         return {"loss": losses["loss"]["mean"], "bits-per-byte": losses["bits_per_byte"]["mean"]}
     rows = data.rows[split]
     if data.labels:
-        return _label_measures(model, rows, len(data.labels), config.batch_size)
-    found = _answer_measures(model, rows, config.batch_size)
+        return _label_measures(model, data, rows, config.batch_size)
+    found = _answer_measures(model, data, rows, config.batch_size)
     if generate and "exact-match" in config.metrics:
         some = rows[: config.generate_rows]
         answers = generate_answers(model, some, config, tokenizer)
@@ -87,11 +87,11 @@ def _measure(
 
 
 def _answer_measures(
-    model: nn.Module, rows: Sequence[Encoded], batch_size: int
+    model: nn.Module, data: TuningData, rows: Sequence[Encoded], batch_size: int
 ) -> dict[str, float]:
     total = 0.0
     scored = sum(row.n_scored for row in rows)
-    for batch in _batches(rows, batch_size, model):
+    for batch in _batches(rows, batch_size, data.pad, model):
         arguments = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         logits = model(**arguments, use_cache=False).logits[:, :-1].float()
         loss = functional.cross_entropy(
@@ -106,11 +106,11 @@ def _answer_measures(
 
 
 def _label_measures(
-    model: nn.Module, rows: Sequence[Encoded], n_labels: int, batch_size: int
+    model: nn.Module, data: TuningData, rows: Sequence[Encoded], batch_size: int
 ) -> dict[str, float]:
     predicted: list[int] = []
     total = 0.0
-    for batch in _batches(rows, batch_size, model):
+    for batch in _batches(rows, batch_size, data.pad, model):
         arguments = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         logits = model(**arguments).logits.float()
         total += float(functional.cross_entropy(logits, batch["labels"], reduction="sum"))
@@ -119,7 +119,7 @@ def _label_measures(
     return {
         "loss": total / len(rows),
         "accuracy": accuracy(predicted, wanted),
-        "matthews": matthews(predicted, wanted, n_labels),
+        "matthews": matthews(predicted, wanted, len(data.labels)),
     }
 
 
@@ -157,8 +157,8 @@ def _until(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end)] if end in ids else ids
 
 
-def _batches(rows: Sequence[Encoded], batch_size: int, model: nn.Module) -> Any:
+def _batches(rows: Sequence[Encoded], batch_size: int, pad: int, model: nn.Module) -> Any:
     device = next(model.parameters()).device
     for start in range(0, len(rows), batch_size):
-        batch = collate(rows[start : start + batch_size], pad=0)
+        batch = collate(rows[start : start + batch_size], pad)
         yield {key: value.to(device) for key, value in batch.items()}

@@ -77,7 +77,7 @@ class TuningExperiment:
             return self.folder.record("untouched")
         tokenizer, data = prepared(self.recipe, self.base)
         full = MethodConfig(id="untouched", label="untouched", method="full")
-        model = tuned_model(self.recipe, full, self.base, len(data.labels), self.seeds[0])
+        model = tuned_model(self.recipe, full, self.base, data, self.seeds[0])
         found = measure(model, data, "test", self.recipe.evaluate, tokenizer)
         self.folder.finish("untouched", found)
         return found

@@ -23,6 +23,7 @@ from manticore.models.fast_paths import bind_fast_paths
 from manticore.seeds import derive_seed
 from manticore.text.prepared import resolve_path
 from manticore.text.tokenizers import load_tokenizer
+from manticore.tuning.data import TuningData
 from manticore.tuning.methods import DEFAULT, FULL, adapt
 
 _HEADS = ("score", "classifier", "classification_head", "pre_classifier")
@@ -35,16 +36,16 @@ def load_model_tokenizer(config: AdaptModelConfig, base: Path) -> Any:
 
 
 def tuned_model(
-    recipe: AdaptRecipe, method: MethodConfig, base: Path, n_labels: int, seed: int
+    recipe: AdaptRecipe, method: MethodConfig, base: Path, data: TuningData, seed: int
 ) -> torch.nn.Module:
     """The model as a method starts: base weights loaded, new weights drawn by the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, recipe.name, "new weights"))
-        model = _load(recipe.model, base, n_labels)
+        model = _load(recipe.model, base, len(data.labels), data.pad)
         bind_fast_paths(model.base_model)
         if method.method == FULL and recipe.model.quantization != "none":
             raise ValueError("Quantized weights cannot be trained. Leave model.quantization out.")
-        return wrapped_model(model, method, n_labels > 0)
+        return wrapped_model(model, method, len(data.labels) > 0)
 
 
 def wrapped_model(
@@ -72,7 +73,7 @@ def merged_model(model: Any) -> PreTrainedModel:
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
-def _load(config: AdaptModelConfig, base: Path, n_labels: int) -> PreTrainedModel:
+def _load(config: AdaptModelConfig, base: Path, n_labels: int, pad: int) -> PreTrainedModel:
     path = resolve_path(config.path, base)
     options: dict[str, Any] = {
         "dtype": torch.float32 if config.dtype == "fp32" else torch.bfloat16,
@@ -92,8 +93,7 @@ def _load(config: AdaptModelConfig, base: Path, n_labels: int) -> PreTrainedMode
             )
         loader = AutoModelForSequenceClassification
         settings.num_labels = n_labels
-        if settings.pad_token_id is None:
-            settings.pad_token_id = settings.eos_token_id
+        settings.pad_token_id = pad  # by which a decoder's classifier finds the last token
     before = logging.get_verbosity()
     try:
         if n_labels:

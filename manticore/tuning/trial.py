@@ -40,7 +40,7 @@ def train_method(settings: dict[str, Any]) -> dict[str, Any]:
     method = from_plain(MethodConfig, settings["method"], source="the trial's method")
     base, run, seed = Path(settings["base"]), Path(settings["run"]), int(settings["seed"])
     tokenizer, data = prepared(recipe, base)
-    model = tuned_model(recipe, method, base, len(data.labels), seed)
+    model = tuned_model(recipe, method, base, data, seed)
     steps = settings.get("steps") or steps_of(recipe, data)
     name = row_folder(method.id, settings["lr"], seed, settings.get("steps"))
     folder = RunFolder(run / name)
@@ -92,7 +92,7 @@ def trained_model(recipe: AdaptRecipe, result: dict[str, Any], base: Path, run: 
     """The finished model of a trial, weights read from its folder."""
     method = next(m for m in recipe.methods if m.id == result["id"])
     _, data = prepared(recipe, base)
-    model = tuned_model(recipe, method, base, len(data.labels), int(result["seed"]))
+    model = tuned_model(recipe, method, base, data, int(result["seed"]))
     load_weights(run / result["folder"] / "train" / "final", {"model": model})
     return model.eval()
 
