@@ -144,6 +144,11 @@ def test_layers_in_which_the_same_happens_share_a_line():
         ({"mixer": "retention", "longest": 3}, "no setting 'longest'.*Did you mean"),
         ({"mixer": "retention", "longest_memory": 1}, "two numbers of tokens above 1"),
         ({"mixer": "mamba", "d_model": 3}, "d_model, which is the source's"),
+        ({"mixer": "retention", "n_kv_heads": 3}, "n_kv_heads must divide n_heads"),
+        ({"mixer": "retention", "head_dim": 1}, "2 channels, but a head has 1.*rotary: false"),
+        ({"mixer": "mamba2", "head_dim": 7}, "head_dim=7 does not divide expand . d_model = 64"),
+        ({"mixer": "mh-sliding-attention", "n_heads": 5}, "n_heads=5 does not divide d_model=32"),
+        ({"mixer": "linear-attention", "feature_map": "exp"}, "must be one of hedgehog, elu"),
         (["retention"], "1 mixers, but the source has 4 layers"),
     ],
 )

@@ -7,42 +7,45 @@ their padding.
 import pytest
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     GraniteMoeHybridConfig,
     GraniteMoeHybridForCausalLM,
+    MistralConfig,
     MistralForCausalLM,
 )
 
 from manticore.conversion.transfer import transfer
 from tests.conversion.models import converted, maximal, pad_left
-from tests.models.tiny import tiny, tiny_config, token_ids
+from tests.models.tiny import tiny, token_ids
 
 MAMBA2 = {"mixer": "mamba2", "head_dim": 8, "norm_eps": 1e-6}
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+WITH_WINDOWS = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "ministral", "olmo2": "olmo3"}
+"""Source family -> the family whose `layer_types` mix windows with full attention."""
+
+
+@pytest.mark.parametrize("family", WITH_WINDOWS)
 @torch.no_grad()
-def test_windows_among_full_attention_are_the_familys_own_layer_types(family):
+def test_windows_among_full_attention_are_a_stock_class(family):
     source = tiny(family)
     n_layers = source.config.num_hidden_layers
-    kinds = ["sliding_attention", "full_attention", "sliding_attention"] * n_layers
-    stock_config = tiny_config(
-        family, layer_types=kinds[:n_layers], use_sliding_window=True, sliding_window=9
-    )
-    stock = AutoModelForCausalLM.from_config(stock_config).eval()
+    kinds = (["sliding_attention", "full_attention", "sliding_attention"] * n_layers)[:n_layers]
+    stock = AutoModelForCausalLM.from_config(_windowed(source, kinds)).eval()
     stock.load_state_dict(source.state_dict())
     window = {"mixer": "sliding-attention", "window": 9}
-    target = [window if kind == "sliding_attention" else "attention" for kind in kinds[:n_layers]]
+    target = [window if kind == "sliding_attention" else "attention" for kind in kinds]
     model, _ = transfer(source, target, copy="all")
     ids = token_ids(source, 2, 40)
-    assert maximal(source(ids).logits - stock(ids).logits) > 0.01  # the window matters
+    assert maximal(source(ids).logits - stock(ids).logits) > 0.01  # the windows matter
     assert maximal(model(ids).logits - stock(ids).logits) < 1e-5
 
 
 @torch.no_grad()
 def test_a_llama_with_windows_everywhere_is_a_mistral():
     source = tiny("llama")
-    stock = MistralForCausalLM(tiny_config("mistral", **_same(source), sliding_window=9)).eval()
+    stock = MistralForCausalLM(MistralConfig(**_same(source), sliding_window=9)).eval()
     stock.load_state_dict(source.state_dict())
     model, _ = transfer(source, {"mixer": "sliding-attention", "window": 9}, copy="all")
     ids = token_ids(source, 2, 40)
@@ -131,11 +134,23 @@ def _mamba_in_granite(layer):
     }
 
 
+def _windowed(source, kinds):
+    """A config of the source's sizes with windows of 9 in some layers."""
+    family = WITH_WINDOWS[source.config.model_type]
+    rope = {"rope_type": "default", "rope_theta": source.config.rope_parameters["rope_theta"]}
+    special = {"llama": {}, "olmo2": {"rope_parameters": {kind: dict(rope) for kind in set(kinds)}}}
+    own = special.get(source.config.model_type, {"use_sliding_window": True})
+    return CONFIG_MAPPING[family](
+        **{**_same(source), **own}, layer_types=kinds, sliding_window=9, pad_token_id=2,
+        bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+
+
 def _same(source):
-    """The sizes of a Llama, for a Mistral."""
+    """The sizes of a source, for a config of another family."""
     names = (
         "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "intermediate_size", "head_dim", "vocab_size", "tie_word_embeddings", "rms_norm_eps",
-        "rope_parameters",
+        "rope_parameters", "max_position_embeddings",
     )  # fmt: skip
-    return {name: getattr(source.config, name) for name in names}
+    return {name: getattr(source.config, name) for name in names if hasattr(source.config, name)}
