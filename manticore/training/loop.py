@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = [
+    "Director",
     "LoopResult",
     "LoopState",
     "NonFiniteLossError",
@@ -40,6 +41,16 @@ __all__ = [
 ]
 
 EvalFunction = Callable[[nn.Module], Mapping[str, Any] | float]
+
+
+class Director(Protocol):
+    """Decides during a run what is trained; it may change parameter groups, never their number."""
+
+    memory: dict[str, Any]
+    """What it must remember, as JSON; saved with checkpoints and restored in place."""
+
+    def before_step(self, step: int, optimizer: Optimizer) -> None: ...
+    def after_evaluation(self, values: Mapping[str, Any]) -> None: ...
 
 
 def train(
@@ -59,6 +70,7 @@ def train(
     seed: int = 0,
     count_items: Callable[[Batch], int] = count_scored,
     final_only: bool = False,
+    director: Director | None = None,
 ) -> TrainResult:
     """Train ``model`` in place and return what happened.
 
@@ -80,6 +92,8 @@ def train(
         count_items: scored items in a batch, which weigh the pieces of a batch that is
             computed in several.
         final_only: when done keep the weights but not the moments.
+        director: decides between steps, from what the evaluations said, what is trained.
+            For one process.
     """
     if parameters is None:
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -96,7 +110,7 @@ def train(
             betas=(config.beta1, config.beta2),
             clip=config.clip,
         )
-        step_fn = GradientStep(
+        step = GradientStep(
             model,
             batch_at,
             config,
@@ -107,10 +121,14 @@ def train(
             count_items,
         )
         model.train()
+        state = LoopState(modules={"model": model}, optimizers={"optimizer": optimizer})
+        if director is not None:
+            _check_alone(accelerator)
+            state.extra = director.memory
         done = run_loop(
-            step_fn,
+            step if director is None else _directed(step, director, optimizer),
             steps=config.steps,
-            state=LoopState(modules={"model": model}, optimizers={"optimizer": optimizer}),
+            state=state,
             folder=folder,
             name=name,
             seed=seed,
@@ -118,7 +136,7 @@ def train(
             log_every=config.log_every,
             log=log,
             on_start=on_start,
-            eval_fn=None if eval_fn is None else lambda: _evaluate(model, eval_fn),
+            eval_fn=None if eval_fn is None else lambda: _evaluate(model, eval_fn, director),
             eval_every=eval_every,
             settings=_deciding_settings(config, seed),
             processes=accelerator,
@@ -192,10 +210,34 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _evaluate(model: nn.Module, eval_fn: EvalFunction) -> Mapping[str, Any] | float:
+def _evaluate(
+    model: nn.Module, eval_fn: EvalFunction, director: Director | None
+) -> Mapping[str, Any]:
     with _modes_kept(model), torch.no_grad():
         model.eval()
-        return eval_fn(model)
+        found = eval_fn(model)
+    values = found if isinstance(found, Mapping) else {"loss": float(found)}
+    if director is not None:
+        director.after_evaluation(values)
+    return values
+
+
+def _directed(
+    step_fn: GradientStep, director: Director, optimizer: Optimizer
+) -> Callable[[int], dict[str, Any]]:
+    def step(index: int) -> dict[str, Any]:
+        director.before_step(index, optimizer)
+        return step_fn(index)
+
+    return step
+
+
+def _check_alone(accelerator: Accelerator) -> None:
+    if accelerator.num_processes > 1:
+        raise ValueError(
+            "Freezing and unfreezing during a run is for one process, because data-parallel "
+            "training fixes at its start what is trained. Launch with one process."
+        )
 
 
 def _deciding_settings(config: TrainConfig, seed: int) -> dict[str, Any]:

@@ -1,0 +1,184 @@
+"""A ladder of students as resumable stages: learning rates, seeds, test, goals.
+
+Every training is a trial of its own, so that trials run side by side and a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from manticore.config import to_plain
+from manticore.config.recipes import SampleConfig
+from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
+from manticore.conversion.goals import judge, tokens_to
+from manticore.conversion.student import Student, prepared, train_student, trained_student
+from manticore.evaluation.language import losses_by_kind
+from manticore.evaluation.recall import recall_probes
+from manticore.runs import RunFolder
+from manticore.training import Trial, run_trials
+from manticore.training.rates import choose_rates
+
+
+@dataclasses.dataclass
+class TransferExperiment:
+    """One recipe at work in one run folder."""
+
+    recipe: TransferRecipe
+    folder: RunFolder
+    base: Path
+    seeds: Sequence[int] = (0,)
+    processes: int = 1
+    progress: bool = True
+
+    def result(self) -> dict[str, Any]:
+        """Everything that the report shows; trains what is missing."""
+        rows = self.rows()
+        teacher = self.teacher()
+        return {
+            "name": self.recipe.name,
+            "teacher": teacher,
+            "rows": rows,
+            "goals": judge(rows, self.recipe.goals, teacher["validation"]),
+            "data": prepared(trial_recipe(self.recipe), self.base).data.record,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All trainings, tested: one row for each student, over the seeds."""
+        chosen = choose_rates(
+            {row.id: self._rates(row) for row in self.recipe.rows},
+            lambda wanted: self._train([(row, lr, self.seeds[0]) for row, lr in wanted]),
+            lambda result: _finite(result["validation"]),
+            extensions=1,
+        )
+        others = [
+            (row.id, chosen[row.id]["lr"], seed)
+            for row in self.recipe.rows
+            for seed in self.seeds[1:]
+        ]
+        trained = [chosen[row.id] for row in self.recipe.rows] + self._train(others)
+        rows = []
+        for row in self.recipe.rows:
+            own = [result for result in trained if result["id"] == row.id]
+            tests = [self._tested(result) for result in own]
+            rows.append(table_row(row, own, tests, chosen[row.id]["tried"]))
+        return rows
+
+    def teacher(self) -> dict[str, Any]:
+        """The same measures of the teacher."""
+        if self.folder.is_done("teacher"):
+            return self.folder.record("teacher")
+        _, teacher, data = prepared(trial_recipe(self.recipe), self.base)
+        found = self._measures(teacher, data)
+        found["validation"] = losses_by_kind(teacher, data.packs["validation"])["loss"]["mean"]
+        found["parameters"] = sum(p.numel() for p in teacher.parameters())
+        self.folder.finish("teacher", found)
+        return found
+
+    def _train(self, wanted: Sequence[tuple[str, float, int]]) -> list[dict[str, Any]]:
+        by_id = {row.id: row for row in self.recipe.rows}
+        trials = [
+            Trial(settings=self.trial(by_id[row], lr, seed), name=f"{row} at {lr:g}, seed {seed}")
+            for row, lr, seed in wanted
+        ]
+        if not trials:
+            return []
+        records = run_trials(
+            trials,
+            train_student,
+            processes=self.processes,
+            folder=self.folder.path / "trials",
+            progress=self.progress,
+        )
+        return [record["result"] for record in records]
+
+    def trial(self, row: StudentConfig, lr: float, seed: int) -> dict[str, Any]:
+        """The settings that decide one training."""
+        return {
+            "recipe": to_plain(trial_recipe(self.recipe)),
+            "row": to_plain(dataclasses.replace(row, label="", lr=None)),
+            "lr": lr,
+            "seed": seed,
+            "base": str(self.base.resolve()),
+            "run": str(self.folder.path.resolve()),
+        }
+
+    def _tested(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Test measures of a finished training, kept as a stage."""
+        stage = f"test/{result['id']}-lr{result['lr']:g}-seed{result['seed']}"
+        if self.folder.is_done(stage):
+            return self.folder.record(stage)
+        data = prepared(trial_recipe(self.recipe), self.base).data
+        model = trained_student(self.recipe, result, self.base, self.folder.path)
+        found = self._measures(model, data)
+        self.folder.finish(stage, found)
+        return found
+
+    def _measures(self, model: Any, data: Any) -> dict[str, Any]:
+        test = losses_by_kind(model, data.packs["test"])
+        return {
+            "loss": test["loss"]["mean"],
+            "bits_per_byte": test["bits_per_byte"]["mean"],
+            **recall_probes(model, model.config.vocab_size),
+        }
+
+    def _rates(self, row: StudentConfig) -> list[float]:
+        if row.lr is not None:
+            return [row.lr]
+        return list(self.recipe.rates) or [self.recipe.train.lr]
+
+
+def trial_recipe(recipe: TransferRecipe) -> TransferRecipe:
+    """The part of a recipe that decides a training: which other rows there are does not."""
+    one = StudentConfig(id="one", label="one", mixer="attention")
+    return dataclasses.replace(
+        recipe, rows=(one,), goals=(), rates=(), samples=SampleConfig(), seed=0
+    )
+
+
+def table_row(
+    row: StudentConfig,
+    results: Sequence[Mapping[str, Any]],
+    tests: Sequence[Mapping[str, Any]],
+    tried: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Mean and sample standard deviation over seeds of every measure, curves and cost."""
+    measures = {key: [float(test[key]) for test in tests] for key in tests[0]}
+    measures["start"] = [float(result["start"]) for result in results]
+    measures["validation"] = [float(result["validation"]) for result in results]
+    first = results[0]
+    return {
+        "id": row.id,
+        "label": row.label,
+        "mixer": row.mixer,
+        "keep": list(row.keep),
+        "lr": first["lr"],
+        "tried": dict(tried),
+        "seeds": [result["seed"] for result in results],
+        "mean": {key: statistics.fmean(values) for key, values in measures.items()},
+        "sd": {
+            key: statistics.stdev(values) if len(values) > 1 else None
+            for key, values in measures.items()
+        },
+        "by_seed": measures,
+        "curves": [result["curve"] for result in results],
+        "unfrozen_at": [result["unfrozen_at"] for result in results],
+        "unfrozen_why": [result["unfrozen_why"] for result in results],
+        "folder": first["folder"],
+        **{
+            key: first[key]
+            for key in ("parameters", "share_inherited", "tokens", "flops", "teacher_flops")
+        },
+    }
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    return number if math.isfinite(number) else math.inf
+
+
+__all__ = ["Student", "TransferExperiment", "table_row", "tokens_to", "trial_recipe"]

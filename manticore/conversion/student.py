@@ -1,0 +1,313 @@
+"""One student: transfer, alignment, training with or without freezing; resumable by itself.
+
+```
+transfer    copy what is shared, draw the rest, set the output scale of new mixers
+align       layer by layer, fed by the teacher                      (row.align)
+train       inherited weights frozen until the threshold fires      (row.freeze)
+            the teacher's distribution beside the next token        (row.distil)
+            an adapter instead of the inherited matrices            (row.adapter)
+```
+
+Steps of alignment come out of the row's own, so every row of a length sees as many tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from manticore.config import dump_yaml
+from manticore.config.load import from_plain
+from manticore.config.strict_yaml import parse_yaml
+from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
+from manticore.conversion.accounting import Ledger
+from manticore.conversion.align import align_loss, converted_layers, mixer_parameters
+from manticore.conversion.distil import distillation_loss
+from manticore.conversion.modeling_converted import ConvertedForCausalLM
+from manticore.conversion.plan import TransferPlan
+from manticore.conversion.threshold import INHERITED, Unfreezing
+from manticore.conversion.transfer import identity, transfer
+from manticore.conversion.vocabulary import check_tokenizer
+from manticore.evaluation.language import causal_loss, losses_by_kind
+from manticore.models.loading import load_component
+from manticore.runs import RunFolder
+from manticore.seeds import derive_seed
+from manticore.text.prepared import PreparedData, prepare_data, resolve_path
+from manticore.text.tokenizers import load_tokenizer
+from manticore.training import (
+    NonFiniteLossError,
+    ParameterGroup,
+    TrainConfig,
+    TrainResult,
+    load_weights,
+    train,
+)
+from manticore.training.batches import Batch
+
+
+def train_student(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train one row at one learning rate with one seed; a trial for the pool.
+
+    Args:
+        settings: `recipe` and `row` as plain values, `lr`, `seed`, `base` (folder of the recipe)
+            and `run`.
+
+    Returns:
+        Losses, the curve over tokens, what the stages cost, and where the weights lie.
+    """
+    recipe = from_plain(TransferRecipe, settings["recipe"], source="the trial's recipe")
+    row = from_plain(StudentConfig, settings["row"], source="the trial's row")
+    student = Student(recipe, row, Path(settings["base"]), settings["lr"], int(settings["seed"]))
+    return student.run(Path(settings["run"]))
+
+
+class Student:
+    """One row of a recipe at work."""
+
+    def __init__(
+        self, recipe: TransferRecipe, row: StudentConfig, base: Path, lr: float, seed: int
+    ) -> None:
+        self.recipe, self.row, self.lr, self.seed = recipe, row, lr, seed
+        self.source, self.teacher, self.data = prepared(recipe, base)
+        self.align_steps, self.steps = recipe.steps_of(row)
+
+    @property
+    def name(self) -> str:
+        """Where it lies within the run."""
+        return f"rows/{self.row.id}-lr{self.lr:g}-seed{self.seed}"
+
+    def run(self, run: Path) -> dict[str, Any]:
+        """All stages; what was finished before a kill is read back."""
+        folder = RunFolder(run / self.name)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        model, plan = self.transferred()
+        ledger = Ledger.of(self.teacher.config, model.config, self.recipe.data.seq_len)
+        curve = [self._point(model, ledger)]
+        if self.align_steps:
+            result = self._align(model, folder)
+            ledger.align(result.tokens, len(converted_layers(model)))
+            curve.append(self._point(model, ledger))
+        start = curve[-1]["loss"]
+        memory: dict[str, Any] = {}
+        if self.steps:
+            memory, evaluations, tokens = self._train(model, plan, folder)
+            for evaluation in evaluations:
+                share = evaluation["step"] / self.steps
+                here = ledger.after_training(tokens * share, self._trained(plan, memory, share))
+                curve.append({"loss": evaluation["loss"], **here})
+        return {
+            "id": self.row.id,
+            "lr": self.lr,
+            "seed": self.seed,
+            "folder": self.name,
+            "start": start,
+            "validation": curve[-1]["loss"],
+            "curve": curve,
+            "unfrozen_at": memory.get("unfrozen_at"),
+            "unfrozen_why": memory.get("why"),
+            "parameters": plan.parameters,
+            "share_inherited": plan.share_inherited,
+            **{key: curve[-1][key] for key in ("tokens", "flops", "teacher_flops")},
+        }
+
+    def transferred(self) -> tuple[ConvertedForCausalLM, TransferPlan]:
+        """The student before any training."""
+        recipe, row = self.recipe, self.row
+        calibration = None
+        if row.calibrate and row.copy != "scratch" and recipe.calibration_rows:
+            seed = derive_seed(recipe.seed, recipe.name, "calibration")
+            calibration = self.data.batches("train", recipe.calibration_rows, seed).batch_at(0)
+        return transfer(
+            self.source,
+            {"mixer": row.mixer, **row.settings},
+            copy=row.copy,
+            keep=row.keep,
+            calibration=None if calibration is None else calibration["input_ids"],
+            seed=derive_seed(self.seed, recipe.name, "new weights"),
+        )
+
+    def _batches(self, stage: str) -> Callable[[int], Batch]:
+        seed = derive_seed(self.seed, self.recipe.name, stage, "batches")
+        return self.data.batches("train", self.recipe.train.batch_size, seed).batch_at
+
+    def _align(self, model: ConvertedForCausalLM, folder: RunFolder) -> Any:
+        return train(
+            model,
+            self._batches("align"),
+            self._config(self.align_steps, self.recipe.align.lr),
+            parameters=mixer_parameters(model),
+            loss_fn=align_loss(self.teacher, self.recipe.align.match),
+            folder=folder.path / "align",
+            name=f"{self.row.id}: align",
+            progress=False,
+            seed=derive_seed(self.seed, self.recipe.name, "align"),
+            final_only=True,
+        )
+
+    def _train(
+        self, model: ConvertedForCausalLM, plan: TransferPlan, folder: RunFolder
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+        """The last stage: what the threshold remembers, evaluations and tokens."""
+        groups, director = self._groups(model, plan)
+        trained: nn.Module = model
+        if self.row.adapter is not None:
+            trained, groups = self._adapted(model, plan)
+        with _said_when_thawed(director):
+            result = self._trained_stage(trained, groups, director, folder)
+        model.requires_grad_(True)
+        return director.memory if director else {}, result.evaluations, result.tokens
+
+    def _trained_stage(
+        self, trained: nn.Module, groups: Any, director: Unfreezing | None, folder: RunFolder
+    ) -> TrainResult:
+        return train(
+            trained,
+            self._batches("train"),
+            self._config(self.steps, self.lr),
+            parameters=groups,
+            loss_fn=self._loss(),
+            folder=folder.path / "train",
+            name=f"{self.row.id}: train",
+            log=lambda line: folder.log({**line, "stage": "train", "row": self.row.id}),
+            on_start=lambda done: folder.truncate_metrics("train", done),
+            eval_fn=lambda m: losses_by_kind(m, self.data.packs["validation"])["loss"]["mean"],
+            eval_every=self.recipe.validate_every,
+            progress=False,
+            seed=derive_seed(self.seed, self.recipe.name, "train"),
+            final_only=True,
+            director=director,
+        )
+
+    def _groups(
+        self, model: ConvertedForCausalLM, plan: TransferPlan
+    ) -> tuple[dict[str, ParameterGroup], Unfreezing | None]:
+        """New and inherited parameters, and who decides about the latter."""
+        names = set(plan.inherited_names())
+        sides: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for name, parameter in model.named_parameters():
+            sides[name in names].append(parameter)
+        groups = {"new": ParameterGroup(parameters=sides[False])}
+        if not sides[True]:
+            return groups, None
+        groups[INHERITED] = ParameterGroup(parameters=sides[True])
+        if not self.row.freeze:
+            return {key: group for key, group in groups.items() if group.parameters}, None
+        return groups, Unfreezing(sides[True], self.recipe.freeze, self.steps)
+
+    def _adapted(
+        self, model: ConvertedForCausalLM, plan: TransferPlan
+    ) -> tuple[nn.Module, dict[str, ParameterGroup]]:
+        """The model with an adapter on its inherited matrices; new tensors are trained whole."""
+        from manticore.tuning.methods import adapt
+
+        assert self.row.adapter is not None
+        inherited = set(plan.inherited_names())
+        targets = [
+            name for name, module in model.model.named_modules(prefix="model")
+            if isinstance(module, nn.Linear) and f"{name}.weight" in inherited
+        ]  # fmt: skip
+        new = [p for name, p in model.named_parameters() if name not in inherited]
+        wrapped = adapt(model, self.row.adapter.method, self.row.adapter.settings, targets)
+        for parameter in new:
+            parameter.requires_grad_(True)
+        trained = [p for p in wrapped.parameters() if p.requires_grad]
+        return wrapped, {"new": ParameterGroup(parameters=trained)}
+
+    def _loss(self) -> Any:
+        if not self.row.distil:
+            return causal_loss
+        return distillation_loss(self.teacher, self.recipe.distil)
+
+    def _config(self, steps: int, lr: float) -> TrainConfig:
+        section = self.recipe.train
+        names = "weight_decay beta2 clip warmup_steps schedule checkpoint_every precision"
+        return TrainConfig(**{n: getattr(section, n) for n in names.split()}, steps=steps, lr=lr)
+
+    def _point(self, model: nn.Module, ledger: Ledger) -> dict[str, float]:
+        loss = losses_by_kind(model, self.data.packs["validation"])["loss"]["mean"]
+        return {"loss": loss, **ledger.so_far()}
+
+    def _trained(self, plan: TransferPlan, memory: Mapping[str, Any], share: float) -> Any:
+        """How the tokens until here were trained, for the ledger."""
+        frozen = 0.0
+        if self.row.freeze:
+            until = memory["unfrozen_at"]
+            frozen = 1.0 if until is None else min(1.0, until / self.steps / share)
+        return {"frozen": frozen, "new": 1 - plan.share_inherited, "distil": self.row.distil}
+
+
+@contextmanager
+def _said_when_thawed(director: Unfreezing | None) -> Iterator[None]:
+    """Say, when a loss is not finite, that the inherited weights had just been set free."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        if director is not None and director.memory["unfrozen_at"] is not None:
+            error.args = (
+                f"{error} The inherited weights are trained since step "
+                f"{director.memory['unfrozen_at']}: a longer freeze.warmup_steps may help, too.",
+            )
+        raise
+
+
+def trained_student(
+    recipe: TransferRecipe, result: Mapping[str, Any], base: Path, run: Path
+) -> ConvertedForCausalLM:
+    """The finished model of a trial, its weights read from the folder; adapters are merged."""
+    row = next(row for row in recipe.rows if row.id == result["id"])
+    student = Student(recipe, row, base, float(result["lr"]), int(result["seed"]))
+    model, plan = student.transferred()
+    wrapped: Any = model
+    if row.adapter is not None:
+        wrapped, _ = student._adapted(model, plan)
+    stage = "train" if student.steps else "align"
+    load_weights(run / result["folder"] / stage / "final", {"model": wrapped})
+    if row.adapter is not None:
+        model = wrapped.merge_and_unload()
+    return model.eval()
+
+
+class Prepared(NamedTuple):
+    """What all students of a recipe share."""
+
+    source: PreTrainedModel
+    """The pretrained transformer as it was loaded."""
+    teacher: ConvertedForCausalLM
+    """The same in converted blocks, with all its attention; frozen."""
+    data: PreparedData
+    """Packed text."""
+
+
+def prepared(recipe: TransferRecipe, base: Path) -> Prepared:
+    """Teacher and data, made once in each process."""
+    return _prepared_from(dump_yaml(recipe), str(base))
+
+
+@lru_cache(maxsize=2)
+def _prepared_from(text: str, base: str) -> Prepared:
+    recipe = from_plain(TransferRecipe, parse_yaml(text, "the recipe"), source="the recipe")
+    tokenizer = teacher_tokenizer(recipe, Path(base))
+    source = load_teacher(recipe, Path(base))
+    folder = recipe.teacher.tokenizer or recipe.teacher.path
+    check_tokenizer(resolve_path(folder, Path(base)), source.config, tokenizer)
+    data = prepare_data(recipe.data, tokenizer, Path(base))
+    return Prepared(source, identity(source).requires_grad_(False), data)
+
+
+def load_teacher(recipe: TransferRecipe, base: Path) -> PreTrainedModel:
+    """The pretrained transformer, in float32."""
+    path = resolve_path(recipe.teacher.path, base)
+    return load_component(path, dtype=torch.float32).eval()
+
+
+def teacher_tokenizer(recipe: TransferRecipe, base: Path) -> Any:
+    """The tokenizer of data and teacher."""
+    given = recipe.data.tokenizer or recipe.teacher.tokenizer or recipe.teacher.path
+    return load_tokenizer(resolve_path(given, base))
