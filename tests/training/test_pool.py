@@ -137,9 +137,15 @@ def test_a_killed_sweep_resumes(tmp_path: Path, run_python):
 def test_ctrl_c_ends_the_workers(tmp_path: Path):
     main = threading.main_thread().ident
     assert main is not None
-    timer = threading.Timer(1.5, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
     trace = tmp_path / "trace"
+
+    def interrupt() -> None:
+        while not trace.exists():  # workers start slowly on a busy machine
+            time.sleep(0.1)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    timer = threading.Thread(target=interrupt, daemon=True)
+    timer.start()
     with pytest.raises(KeyboardInterrupt):
         run_trials(
             trials([1, 2], trace=str(trace), pause=30),
