@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     for path in outputs:
         if path.is_dir():
             raise ValueError(f"{path} is a folder. Give a file, such as {path / 'board.html'}.")
+    if args.out.suffix not in (".html", ".md"):
+        raise ValueError(f"--out {args.out}: the board is a page, .html or .md.")
     records = load_records(args.folders)
     if args.dry_run:
         names = sorted({record["architecture"] for record in records})

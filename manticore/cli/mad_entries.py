@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,8 @@ def entries_of(args: argparse.Namespace, d_model: int) -> list[Entry]:
     found: list[Entry] = []
     if args.name and not args.layers:
         raise ValueError("--name is for --layers. Leave it out, or give --layers.")
+    if args.d_model is not None and not (args.layers or args.preset or args.module):
+        raise ValueError("--d-model is for layers; a configuration has its own width.")
     if args.module and not args.layers:
         args.layers = ["module", "swiglu", "module", "swiglu"]
     if args.layers:
@@ -93,7 +96,7 @@ def entries_of(args: argparse.Namespace, d_model: int) -> list[Entry]:
         found.append(entry_of_layers(args.layers, d_model, name=name, module=args.module))
     found += [_preset(name, d_model) for name in args.preset]
     for path in args.hf_config:
-        found.append(Entry(name=Path(path).stem, hf_config=_read_config(Path(path))))
+        found.append(Entry(name=_file_title(Path(path)), hf_config=_read_config(Path(path))))
     if not found:
         raise ValueError(
             "No architecture is named. Give --layers mh-attention swiglu mamba swiglu, --preset "
@@ -125,7 +128,7 @@ def changed_protocol(
     settings = changed_settings(found.settings, changes)
     replaced: dict[str, Any] = {}
     if rates:
-        if min(rates) <= 0 or len(set(rates)) < len(rates):
+        if not all(0 < rate < math.inf for rate in rates) or len(set(rates)) < len(rates):
             raise ValueError(f"--rates {rates}: give positive numbers, and each once.")
         said.append(f"rates={'/'.join(f'{rate:g}' for rate in rates)}")
         replaced["rates"] = tuple(rates)
@@ -173,10 +176,15 @@ def _preset(name: str, d_model: int) -> Entry:
     return entry_of_layers([name], d_model)
 
 
+def _file_title(path: Path) -> str:
+    """A name for a configuration's file; config.json is called after its folder."""
+    return path.resolve().parent.name if path.stem == "config" else path.stem
+
+
 def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}).") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise ValueError(f"{path} has no model_type. Give a model's config.json.")

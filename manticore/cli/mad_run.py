@@ -60,13 +60,15 @@ def run(args: argparse.Namespace) -> int:
     """Train what has no record yet, then print the scores."""
     if args.rate is not None and not args.dry_run:
         raise ValueError("--rate is for --dry-run. Leave it out, or add --dry-run.")
+    if args.stack is not None and args.stack < 1:
+        raise ValueError(f"--stack {args.stack}: a job has at least one training.")
     from manticore.evaluation.mad.executors import check_executor
     from manticore.evaluation.mad.plan import plan_trials
     from manticore.evaluation.mad.results import ResultsFolder, sweep_identity
 
     rules, seeds = protocol_of_options(args), seeds_of(args)
     check_executor(args.executor, args.workers)
-    entries = entries_of(args, args.d_model or rules.d_model)
+    entries = entries_of(args, rules.d_model if args.d_model is None else args.d_model)
     planned = plan_trials(entries, rules, seeds)
     folder = ResultsFolder(args.out)
     folder.refuse_others(sweep_identity(rules))
@@ -95,7 +97,7 @@ def train(
     options = {
         "executor": args.executor,
         "processes": args.workers,
-        "stack": args.stack or STACK,
+        "stack": STACK if args.stack is None else args.stack,
         "progress": not args.quiet,
     }
     if not args.halving:

@@ -102,7 +102,7 @@ def space_of(args: argparse.Namespace, rules: Protocol) -> LayoutSpace:
         "channel_mixers": args.channel_mixers and tuple(args.channel_mixers),
         "attention": args.attention,
         "blocks": args.blocks,
-        "d_model": args.d_model or rules.d_model,
+        "d_model": rules.d_model if args.d_model is None else args.d_model,
     }
     if args.shares is not None:
         # 8 stands for one block in twelve.

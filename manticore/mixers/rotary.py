@@ -48,7 +48,7 @@ def check_rotary(channels: int, fraction: float, base: float) -> None:
     if rotated % 2:
         raise ValueError(
             f"rotary_fraction={fraction} of {channels} channels per head rotates {rotated}, "
-            f"which is odd. Choose {(rotated - 1) / channels:g}, 0 for none, or other heads."
+            f"which is odd. Choose fewer heads, or rotary_fraction={(rotated - 1) / channels:g}."
         )
 
 

@@ -9,11 +9,12 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from manticore.mixers.interface import MixerSpec
 
 _ROOM = "manticore.mixers"
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", type(None): "none"}
 
 # Name -> (module:class, settings that the name stands for). The plain attention names have one
 # head and the `mh-` names many, as in Poli et al., 2024 (arXiv:2403.17844).
@@ -67,7 +68,24 @@ def mixer_spec(name: str, **settings: Any) -> MixerSpec:
                 f"Mixer {name!r} has no setting {key!r}.{_did_you_mean(key, fields)} "
                 f"Its settings: {_list(fields)}."
             )
+    hints = get_type_hints(spec_class)
+    for key, value in settings.items():
+        _check_kind(name, key, value, hints[key])
+    if settings.get("d_model", 1) < 1:
+        raise ValueError(f"d_model={settings['d_model']}: a width is at least 1.")
     return spec_class(**{**TABLE[name][1], **settings})
+
+
+def _check_kind(name: str, key: str, value: Any, hint: Any) -> None:
+    """Refuse a word for a number, and a fraction for a whole one."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind in _KINDS]
+    if not kinds:
+        return  # a word out of several: its class knows them
+    # To Python a truth value is a number, and a whole number is none with a point.
+    allowed = (int, *kinds) if float in kinds else tuple(kinds)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(_KINDS[kind] for kind in kinds)
+        raise ValueError(f"Mixer {name!r}: {key}={value!r} is not {wanted}.")
 
 
 def _load(place: str) -> type[MixerSpec]:

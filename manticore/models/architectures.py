@@ -216,7 +216,7 @@ def _unknown(name: str) -> str:
     if name in PRESETS:
         return (
             f"{name!r} is a whole architecture, not a layer. Give it alone, or its layers: "
-            f"{' '.join(PRESETS[name])}."
+            f'{" ".join(PRESETS[name])}. Where two are compared, a "/" stands between them.'
         )
     close = difflib.get_close_matches(name, [*TABLE, *PRESETS], n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -62,7 +62,11 @@ def _striping(striped: ArchitectureScore, pure: ArchitectureScore) -> str:
 def _range(low: float, high: float) -> str:
     if high == float("inf"):
         return "one seed, no interval"
-    return f"95 %: {100 * low:.1f} to {100 * high:.1f}"
+    return f"95 %: {_percent(low)} to {_percent(high)}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:z.1f}"  # z: what rounds to zero has no sign
 
 
 def _named(one: ArchitectureScore) -> str:

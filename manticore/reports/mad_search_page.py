@@ -144,10 +144,10 @@ def _by_score(found: Mapping[str, Any]) -> list[Any]:
 
 
 def _score_text(one: Mapping[str, Any]) -> str:
-    return DASH if one["overall"] is None else f"{100 * one['overall']:.1f}"
+    return DASH if one["overall"] is None else f"{100 * one['overall']:z.1f}"
 
 
 def _rung_cell(rung: Mapping[str, Any], name: str) -> Cell:
     if name not in rung["scores"]:
         return Cell(text=DASH)
-    return Cell(text=f"{100 * rung['scores'][name]:.1f}", best=name in rung["kept"])
+    return Cell(text=f"{100 * rung['scores'][name]:z.1f}", best=name in rung["kept"])

@@ -71,9 +71,9 @@ def rank_table(comparisons: Sequence[Comparison], caption: str) -> Table:
         if found is not None:
             interval = found.interval
             numbers = [
-                f"{found.spearman:.2f}",
-                DASH if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}",
-                f"{found.kendall:.2f}",
+                f"{found.spearman:z.2f}",
+                DASH if interval is None else f"{interval[0]:z.2f} to {interval[1]:z.2f}",
+                f"{found.kendall:z.2f}",
                 DASH if found.p_value is None else f"{found.p_value:.3f}",
             ]
         cells = [Cell(text=text) for text in (one.of, str(len(one.names)), *numbers)]
@@ -130,7 +130,7 @@ def _cell(estimate: Estimate | None, best: float | None = None) -> Cell:
 
 
 def _percent(value: float | None) -> str:
-    return DASH if value is None else f"{100 * value:.1f}"
+    return DASH if value is None else f"{100 * value:z.1f}"
 
 
 def _published_line(row: PublishedRow) -> Line:

@@ -113,6 +113,11 @@ def test_search_writes_a_report_of_the_front(tmp_path: Path, capsys):
         ([*ARCHITECTURE, "--set", "vocab_size=2"], "vocab_size=2"),
         ([*ARCHITECTURE, "--set", "vocab"], "key=value"),
         ([*ARCHITECTURE, "--rates", "0"], "positive numbers"),
+        ([*ARCHITECTURE, "--rates", "nan"], "positive numbers"),
+        ([*ARCHITECTURE, "--stack", "0"], "at least one training"),
+        ([*ARCHITECTURE, "--d-model", "0"], "at least 1"),
+        (["--layers", "mamba:d_state=x"], "is not a whole number"),
+        (["--preset", "RWKV7", "--d-model", "-4"], "at least 1"),
         ([*ARCHITECTURE, "--steps", "0"], "at least one step"),
         ([*ARCHITECTURE, "--profile", "pokcet"], "Did you mean 'pocket'"),
         ([*ARCHITECTURE, "--compat", "mad-lab"], "Choose profile 'baseline' or 'full'"),
@@ -133,6 +138,25 @@ def test_bad_input_names_what_to_do_and_leaves_nothing(
     assert manticore("mad", "run", *words, "--out", out) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_two_files_called_config_are_told_apart_by_their_folders(tmp_path: Path, capsys):
+    paths = [tmp_path / name / "config.json" for name in ("small", "large")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(json.dumps({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}))
+    out = tmp_path / "mad"
+    words = ["mad", "run", "--hf-config", *paths, *TASK, "--rate", "1", "--dry-run", "--out", out]
+    assert manticore(*words) == 0
+    assert {"small", "large"} <= set(capsys.readouterr().out.replace(":", " ").split())
+    paths[0].write_bytes(b"\xff\x00")
+    assert manticore(*words) == 2
+    assert f"{paths[0]} is not valid JSON" in capsys.readouterr().err
+
+
+def test_a_board_is_a_page(tmp_path: Path, capsys):
+    assert manticore("mad", "board", tmp_path, "--out", tmp_path / "x.pdf") == 2
+    assert ".html or .md" in capsys.readouterr().err
 
 
 def test_results_of_another_version_are_refused_and_kept(tmp_path: Path, capsys):

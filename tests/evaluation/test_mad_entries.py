@@ -21,6 +21,13 @@ POCKET = protocol("pocket")
 MEMORY, COMPRESS = (
     next(s for s in POCKET.settings if s.task == task) for task in ("memorization", "compression")
 )
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 300}
 
 
@@ -157,6 +164,25 @@ def test_architectures_that_cannot_be_built_say_why():
         plan_trials(twice, POCKET, [0])
     with pytest.raises(ValueError, match="each once"):
         plan_trials(twice[:1], POCKET, [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "t5"}, "no causal language model"),
+        ({**GPT2, "n_embd": "32"}, "no configuration of 'gpt2': .*n_embd"),
+        ({**GPT2, "n_embd": 30, "n_head": 4}, "cannot be built: .*divisible"),
+        (BERT, "not causal.*is_decoder"),
+    ],
+)
+def test_configurations_that_cannot_take_part_are_refused_before_training(config, message: str):
+    with pytest.raises(ValueError, match=message) as refusal:
+        plan_trials([Entry(name="x", hf_config=config)], POCKET, [0])
+    assert len(str(refusal.value)) < 500
+
+
+def test_an_encoder_may_take_part_as_a_decoder():
+    assert plan_trials([Entry(name="x", hf_config={**BERT, "is_decoder": True})], POCKET, [0])
 
 
 def test_settings_that_a_task_does_not_allow_stop_the_plan():

@@ -118,6 +118,20 @@ def test_layouts_come_once_and_shares_that_do_not_fit_are_named():
     assert len(propose(LayoutSpace(token_mixers=("deltanet",), shares=(1 / 12,), blocks=12))[0])
 
 
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"token_mixers": ("swiglu",)}, "'swiglu' is a channel mixer"),
+        ({"attention": "hyena"}, "is no attention"),
+        ({"shares": (2.0,)}, "200 % attention"),
+        ({"d_model": 0}, "at least 1"),
+    ],
+)
+def test_a_space_that_contradicts_itself_is_refused(choices, message: str):
+    with pytest.raises(ValueError, match=message):
+        LayoutSpace(**choices)
+
+
 def test_a_space_without_choices_is_refused():
     with pytest.raises(ValueError, match="blocks=0"):
         LayoutSpace(blocks=0)

@@ -6,8 +6,8 @@ from manticore.mixers.table import TABLE, mixer_spec
 from tests.mixers.small import names_with_a_module
 
 # Trainable numbers of mad-lab's layers at width 128, measured on its own code. Linear attention
-# has its learned map only where asked for; the experts' router is the original's without the
-# parameter that nothing reads.
+# has its learned map only where asked for; the original's Hyena trains the positions that its
+# filters read. Missing: the mixture of experts, whose down projection mixes the experts there.
 MAD_LAB_PARAMETERS = [
     ("attention", {}, 66_048),
     ("mh-attention", {}, 66_048),
@@ -17,6 +17,9 @@ MAD_LAB_PARAMETERS = [
     ("mh-linear-attention", {"feature_map": "quadratic", "compat": "mad-lab"}, 65_824),
     ("gated-linear-attention", {}, 86_272),
     ("mh-gated-linear-attention", {}, 86_160),
+    ("hyena", {"max_length": 128, "compat": "mad-lab"}, 124_348),
+    ("mh-hyena", {"max_length": 128, "compat": "mad-lab"}, 30_862),
+    ("hyena-experts", {"max_length": 128, "compat": "mad-lab"}, 57_464),
     ("mlp", {}, 131_072),
     ("swiglu", {}, 135_168),
     ("mamba", {}, 107_264),
@@ -86,6 +89,24 @@ def test_an_unknown_name_lists_the_known_ones_and_the_closest():
 def test_an_unknown_setting_lists_the_known_ones_and_the_closest():
     with pytest.raises(ValueError, match=r"no setting 'n_head'\. Did you mean 'n_heads'\?"):
         mixer_spec("attention", n_head=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"d_state": "x"}, "d_state='x' is not a whole number"),
+        ({"d_state": 2.5}, "d_state=2.5 is not a whole number"),
+        ({"expand": True}, "expand=True is not a whole number"),
+        ({"d_model": 0}, "d_model=0: a width is at least 1"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        mixer_spec("mamba", **settings)
+
+
+def test_a_whole_number_does_for_a_fraction():
+    assert mixer_spec("attention", rotary_fraction=0).num_parameters() == 66_048
 
 
 def test_a_setting_of_the_user_wins_over_the_one_of_the_name():

@@ -6,25 +6,27 @@ configuration. Its data say everything that decides a result, so they name the t
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manticore.evaluation.mad.entry_hf import build_hf, check_hf, hf_config, hf_costs
+from manticore.evaluation.mad.entry_models import (
+    MODULE,
+    PLACEHOLDER,
+    build_mixers,
+    count_built,
+    mixer_config,
+)
+from manticore.evaluation.mad.own_class import load_class, source_hash
 from manticore.evaluation.mad.settings import Setting
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-MODULE = "module"
-"""Name of a user's own module in a list of layers."""
 REFERENCE = {"vocab_size": 16, "seq_len": 128}
 """Where parameters, state and FLOPs are counted, whatever the protocol's settings are."""
 
@@ -64,11 +66,11 @@ class Entry:
             ValueError: a mixer that does not exist, or settings that contradict.
         """
         if self.hf_config is not None:
-            return {"hf_config": _hf_config(self.hf_config, 16).to_dict()}
+            return {"hf_config": hf_config(self.hf_config, 16).to_dict()}
         described: dict[str, Any] = {"layers": self._resolved(), "d_model": self.d_model}
         if self.module:
-            loaded = _load_class(self.module)
-            described["module"] = {"class": self.module, "sha256": _source_hash(loaded)}
+            loaded = load_class(self.module)
+            described["module"] = {"class": self.module, "sha256": source_hash(loaded)}
         return described
 
     def build(self, setting: Setting, compat: str, generator: torch.Generator) -> nn.Module:
@@ -80,9 +82,9 @@ class Entry:
         vocab_size = int(setting.options["vocab_size"])
         is_autoencoder = setting.task == "compression"
         if self.hf_config is not None:
-            return _build_hf(self.hf_config, vocab_size, is_autoencoder, compat, generator)
+            return build_hf(self.hf_config, vocab_size, is_autoencoder, compat, generator)
         config = mixer_config(self, vocab_size, compat, int(setting.options["seq_len"]))
-        return _build_mixers(self, config, is_autoencoder, generator)
+        return build_mixers(self, config, is_autoencoder, generator)
 
     def check(self, settings: Sequence[Setting]) -> None:
         """Raise before any compute when the architecture cannot do one of the settings."""
@@ -90,13 +92,7 @@ class Entry:
         if self.hf_config is None:
             return
         longest = max(int(setting.options["seq_len"]) for setting in settings)
-        limit = getattr(_hf_config(self.hf_config, 16), "max_position_embeddings", None)
-        if limit is not None and limit < longest:
-            raise ValueError(
-                f"{self.name}: max_position_embeddings={limit} is shorter than the longest "
-                f"sequence of the protocol, {longest}. Raise it in the configuration, or choose "
-                "other tasks with --tasks."
-            )
+        check_hf(self.name, self.hf_config, longest)
 
     def costs(
         self, vocab_size: int = REFERENCE["vocab_size"], seq_len: int = REFERENCE["seq_len"]
@@ -107,10 +103,10 @@ class Entry:
         a Hugging Face configuration of an unknown family.
         """
         if self.hf_config is not None:
-            return _hf_costs(self.hf_config, vocab_size, seq_len)
+            return hf_costs(self.hf_config, vocab_size, seq_len)
         if self.module:
             unknown = dict.fromkeys(("state", "fixed_state", "flops_per_token"))
-            return {"parameters": _count_built(self, vocab_size), **unknown}
+            return {"parameters": count_built(self, vocab_size), **unknown}
         from manticore.models.architectures import architecture_costs
 
         found = architecture_costs(
@@ -166,7 +162,7 @@ def entry_of_layers(
     from manticore.models.architectures import architecture, find_preset
 
     preset = find_preset(layers[0]) if len(layers) == 1 and isinstance(layers[0], str) else None
-    held = [dict(_PLACEHOLDER) if layer == MODULE else layer for layer in layers]
+    held = [dict(PLACEHOLDER) if layer == MODULE else layer for layer in layers]
     described = architecture(preset or held)
     if not preset:
         pairs = zip(layers, described, strict=True)
@@ -192,158 +188,3 @@ def layers_title(names: Sequence[str]) -> str:
             return f"({', '.join(names[:size])}) x {times}" if size > 1 else f"{names[0]} x {times}"
     runs = [(name, len(list(same))) for name, same in groupby(names)]
     return ", ".join(name if n == 1 else f"{name} x {n}" for name, n in runs)
-
-
-def mixer_config(
-    entry: Entry, vocab_size: int, compat: str = "fixed", seq_len: int | None = None
-) -> Any:
-    """The configuration of an entry's model; a user's module is held open by a linear map's place.
-
-    A model that is trained on whole sequences wants no cache. A mixer whose filters are stretched
-    over a longest length gets the task's, as in mad-lab's benchmark, unless it names one.
-    """
-    from manticore.models.configuration_mixer_lm import MixerLMConfig, layer_spec
-
-    layers: list[dict[str, Any]] = [
-        dict(_PLACEHOLDER if layer["mixer"] == MODULE else layer) for layer in entry.layers
-    ]
-    if seq_len is not None:
-        for layer in layers:
-            if hasattr(layer_spec(layer, entry.d_model), "max_length"):
-                layer.setdefault("max_length", seq_len)
-    return MixerLMConfig(
-        layers=layers,
-        d_model=entry.d_model,
-        vocab_size=vocab_size,
-        compat=compat,
-        use_cache=False,
-    )
-
-
-_PLACEHOLDER = {"mixer": "swiglu"}
-
-
-def _build_mixers(
-    entry: Entry, config: Any, is_autoencoder: bool, generator: torch.Generator
-) -> nn.Module:
-    from manticore.models.mixer_autoencoder import MixerAutoEncoder
-    from manticore.models.modeling_mixer_lm import MixerForCausalLM
-
-    model_class = MixerAutoEncoder if is_autoencoder else MixerForCausalLM
-    model = model_class(config, generator)
-    if entry.module:
-        from manticore.evaluation.mad.outside import OutsideMixer
-
-        loaded = _load_class(entry.module)
-        for layer, described in zip(model.model.layers, entry.layers, strict=True):
-            if described["mixer"] == MODULE:
-                layer.mixer = OutsideMixer.draw(loaded, entry.d_model, generator)
-    return model
-
-
-def _build_hf(
-    config: Mapping[str, Any],
-    vocab_size: int,
-    is_autoencoder: bool,
-    compat: str,
-    generator: torch.Generator,
-) -> nn.Module:
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    from manticore.evaluation.mad.outside import drawn_from
-    from manticore.models.configuration_mixer_lm import MixerLMConfig
-    from manticore.models.mixer_autoencoder import MixerAutoEncoder
-
-    built = _hf_config(config, vocab_size)
-    if not is_autoencoder:
-        return drawn_from(generator, lambda: AutoModelForCausalLM.from_config(built))
-    shell = MixerLMConfig(d_model=built.hidden_size, vocab_size=vocab_size, compat=compat)
-    model: Any = MixerAutoEncoder(shell, generator)
-    model.model = drawn_from(generator, lambda: AutoModel.from_config(built))
-    return model
-
-
-def _hf_config(config: Mapping[str, Any], vocab_size: int) -> Any:
-    """The configuration with the task's vocabulary, without dropout and without special tokens."""
-    from transformers import AutoConfig
-
-    values = {key: value for key, value in config.items() if key not in _DROPPED}
-    model_type = values.pop("model_type", None)
-    for key, value in values.items():
-        if "drop" in key and isinstance(value, int | float):
-            values[key] = 0.0  # as in every model of MAD
-    try:
-        # Nothing that the file names is ever imported: the type is looked up in transformers.
-        built = AutoConfig.for_model(model_type, **values)
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"transformers knows no model_type {model_type!r}. Give the config.json of a causal "
-            "language model that it ships."
-        ) from error
-    built.vocab_size = vocab_size
-    built.use_cache = False
-    return built
-
-
-_DROPPED = (
-    "auto_map", "architectures", "torch_dtype", "dtype", "vocab_size", "bos_token_id",
-    "eos_token_id", "pad_token_id", "transformers_version", "_name_or_path", "use_cache",
-)  # fmt: skip
-
-
-def _hf_costs(config: Mapping[str, Any], vocab_size: int, seq_len: int) -> dict[str, int | None]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from manticore.models.costs import head_cost, layer_cost
-
-    built = _hf_config(config, vocab_size)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(built)
-    flops: int | None
-    try:
-        layers = layer_cost(built, 0, built.num_hidden_layers, seq_len)
-        flops = layers.forward.total + head_cost(built).forward.total
-    except ValueError:
-        flops = None
-    return {
-        "parameters": model.num_parameters(),
-        "state": None,
-        "fixed_state": None,
-        "flops_per_token": flops,
-    }
-
-
-def _count_built(entry: Entry, vocab_size: int) -> int:
-    from manticore.seeds import torch_generator
-
-    model = _build_mixers(entry, mixer_config(entry, vocab_size), False, torch_generator(0))
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _load_class(path: str) -> Any:
-    """The class that "pkg:Class" names."""
-    module, separator, name = path.partition(":")
-    if not (separator and module and name):
-        raise ValueError(f"--module {path!r} is not of the form 'package.module:Class'.")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"--module {path}: there is no module {error.name!r}. Run from the folder that holds "
-            "it, or put that folder on PYTHONPATH."
-        ) from error
-    except AttributeError as error:
-        raise ValueError(f"--module {path}: {module} has no {name!r}.") from error
-    if not inspect.isclass(found):
-        raise ValueError(f"--module {path}: {name} is no class.")
-    return found
-
-
-def _source_hash(loaded: Any) -> str | None:
-    """A hash of the file that holds a class: other code is another architecture."""
-    try:
-        path = inspect.getsourcefile(loaded)
-    except TypeError:
-        return None
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None

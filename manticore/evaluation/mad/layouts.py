@@ -10,6 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from manticore.evaluation.mad.entry import Entry, entry_of_layers
+from manticore.mixers.attention import AttentionSpec
+from manticore.mixers.interface import MixerSpec
+from manticore.models.architectures import architecture
+from manticore.models.configuration_mixer_lm import layer_spec
 
 SHARES = (0.0, 1 / 12, 0.25, 0.5, 1.0)
 """Of blocks with attention: none, 8 %, 25 %, 50 %, all."""
@@ -48,9 +52,20 @@ class LayoutSpace:
             raise ValueError(f"blocks={self.blocks}: at least one block is needed.")
         for share in self.shares:
             if not 0 <= share <= 1:
-                raise ValueError(f"An attention share of {share} is not between 0 and 1.")
+                raise ValueError(f"{100 * share:g} % attention is not between 0 and 100 %.")
         if not (self.token_mixers and self.channel_mixers and self.shares):
             raise ValueError("Name at least one token mixer, one channel mixer and one share.")
+        for word in (*self.token_mixers, self.attention):
+            if _spec(word, self.d_model).kind != "token":
+                raise ValueError(
+                    f"{word!r} is a channel mixer: it does not look at other tokens. Name it with "
+                    "--channel-mixers."
+                )
+        if not isinstance(_spec(self.attention, self.d_model), AttentionSpec):
+            raise ValueError(
+                f"attention={self.attention!r} is no attention. Choose mh-attention, attention, "
+                "or one with a window."
+            )
 
 
 def propose(space: LayoutSpace) -> tuple[list[Entry], list[str]]:
@@ -92,6 +107,10 @@ def striped(token: str, channel: str, attention: str, blocks: int, share: float)
         else:
             layers += [token, channel]
     return layers
+
+
+def _spec(word: str, d_model: int) -> MixerSpec:
+    return layer_spec(architecture([word])[0], d_model)
 
 
 def _fitting(share: float) -> int:
