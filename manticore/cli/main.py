@@ -58,6 +58,12 @@ VERBS: dict[str, Verb] = {
     "adapt coverage": Verb(
         module="manticore.cli.adapt_coverage", group="adapt", help="layers that an adapter reaches"
     ),
+    "transfer run": Verb(
+        module="manticore.cli.transfer_run", group="transfer", help="convert, train and compare"
+    ),
+    "transfer show": Verb(
+        module="manticore.cli.transfer_show", group="transfer", help="plan of a conversion"
+    ),
     "mad run": Verb(
         module="manticore.cli.mad_run", group="mad", help="train an architecture on MAD's tasks"
     ),
@@ -69,6 +75,9 @@ VERBS: dict[str, Verb] = {
     ),
     "mad board": Verb(
         module="manticore.cli.mad_board", group="mad", help="table and heat map of all scores"
+    ),
+    "plan": Verb(
+        module="manticore.cli.plan", group="look", help="memory of a recipe, and how to need less"
     ),
     "doctor": Verb(
         module="manticore.cli.doctor", group="look", help="examine a model for silent faults"
@@ -86,6 +95,7 @@ _GROUPS = {
     "stage": "Single stages",
     "use": "Use a model",
     "adapt": "Adapters",
+    "transfer": "Convert a transformer (XATL)",
     "mad": "Test an architecture (MAD)",
     "look": "Look",
 }

@@ -17,7 +17,12 @@ from manticore.config import ConfigError, load_recipe, recipe_kind, to_plain
 from manticore.config.locate import find_recipe
 from manticore.runs import RunFolder
 
-VERB_OF_KIND = {"hybrid": "run", "pretrain": "run", "adapt": "adapt run"}
+VERB_OF_KIND = {
+    "hybrid": "run",
+    "pretrain": "run",
+    "adapt": "adapt run",
+    "transfer": "transfer run",
+}
 """Which verb runs a recipe of a kind."""
 
 

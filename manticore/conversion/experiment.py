@@ -16,10 +16,18 @@ from manticore.config import to_plain
 from manticore.config.recipes import SampleConfig
 from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
 from manticore.conversion.goals import judge, tokens_to
-from manticore.conversion.student import Student, prepared, train_student, trained_student
+from manticore.conversion.student import (
+    Student,
+    prepared,
+    teacher_tokenizer,
+    train_student,
+    trained_student,
+)
 from manticore.evaluation.language import losses_by_kind
 from manticore.evaluation.recall import recall_probes
+from manticore.hybrids.outcome import sample
 from manticore.runs import RunFolder
+from manticore.seeds import derive_seed
 from manticore.training import Trial, run_trials
 from manticore.training.rates import choose_rates
 
@@ -78,6 +86,25 @@ class TransferExperiment:
         found["parameters"] = sum(p.numel() for p in teacher.parameters())
         self.folder.finish("teacher", found)
         return found
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Continuations of the recipe's prompts by the teacher and every row's first seed."""
+        settings = self.recipe.samples
+        if self.folder.is_done("samples"):
+            return self.folder.record("samples")["samples"]
+        tokenizer = teacher_tokenizer(self.recipe, self.base)
+        seed = derive_seed(self.recipe.seed, "samples") % 2**31
+        writers = {"teacher": prepared(trial_recipe(self.recipe), self.base)[0]}
+        for row in self.rows() if settings.prompts else []:
+            one = {**row, "seed": row["seeds"][0]}
+            writers[row["id"]] = trained_student(self.recipe, one, self.base, self.folder.path)
+        samples = [
+            {"row": name, **sample(model, tokenizer, prompt, settings, seed)}
+            for prompt in settings.prompts
+            for name, model in writers.items()
+        ]
+        self.folder.finish("samples", {"samples": samples})
+        return samples
 
     def _train(self, wanted: Sequence[tuple[str, float, int]]) -> list[dict[str, Any]]:
         by_id = {row.id: row for row in self.recipe.rows}

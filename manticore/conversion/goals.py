@@ -66,13 +66,17 @@ def _judged(goal: TransferGoal, rows: Mapping[str, Row], teacher: float) -> dict
 
 
 def speed_up(curve: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> Any:
-    """Tokens that the other took to its last loss over those that this one takes to it."""
+    """Tokens that the other took to its last loss over those that this one takes to it.
+
+    One that is there before any training is counted with the tokens of its first look.
+    """
     needed = tokens_to(curve, other[-1]["loss"])
     if needed is None:
         return None
+    needed = max(needed, curve[1]["tokens"]) if needed == 0 else needed
     first = tokens_to(other, other[-1]["loss"])
     assert first is not None  # it reaches its own last loss
-    return first / max(needed, 1.0)
+    return first / needed
 
 
 def _holds(goal: TransferGoal, value: float) -> bool:

@@ -42,17 +42,22 @@ def curve_panels(metrics: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 
 def draw_curves(
-    panel: Panel, looks: Mapping[str, Look], labels: Mapping[str, str], width: float, height: float
+    panel: Panel,
+    looks: Mapping[str, Look],
+    labels: Mapping[str, str],
+    width: float,
+    height: float,
+    unit: str = "steps",
 ) -> Markup:
-    """Draw one panel of curves; noisy ones are averaged over neighbouring steps."""
+    """Draw one panel of curves over steps or tokens; noisy ones are averaged over neighbours."""
     thin = {row: thinned(points, MOST_POINTS) for row, points in panel.curves.items()}
     every = [point for points in thin.values() for point in points]
     across = Scale(0.0, max(x for x, _ in every), LEFT, width - RIGHT)
     low, high = _bounds(list(thin.values()))
     up = Scale(low, high, height - BOTTOM, TOP)
-    drawing = Drawing(width, height, _description(panel, labels))
+    drawing = Drawing(width, height, _description(panel, labels, unit))
     drawing.text(0, 14, panel.title, "ink strong")
-    _axes(drawing, across, up)
+    _axes(drawing, across, up, unit)
     # The hybrid is drawn last, so that nothing lies on top of it.
     for row in sorted(thin, key=lambda name: _depth(looks.get(name, OTHER))):
         look = looks.get(row, OTHER)
@@ -102,7 +107,7 @@ def _below(points: Points, high: float) -> Points:
     return [(x0 + (x1 - x0) * (y0 - high) / (y0 - y1), high), *points[first:]]
 
 
-def _axes(drawing: Drawing, across: Scale, up: Scale) -> None:
+def _axes(drawing: Drawing, across: Scale, up: Scale, unit: str) -> None:
     levels = ticks(up.low, up.high, 5)
     for value, text in zip(levels, tick_texts(levels), strict=True):
         drawing.line(across.start, up(value), across.end, up(value), "grid")
@@ -110,14 +115,14 @@ def _axes(drawing: Drawing, across: Scale, up: Scale) -> None:
     for value in ticks(across.low, across.high, 5):
         anchor = "middle" if value < across.high * 0.97 else "end"
         drawing.text(across(value), up.start + 16, count_text(value), "small", anchor)
-    drawing.text(across.end, up.start + 30, "steps", "small", "end")
+    drawing.text(across.end, up.start + 30, unit, "small", "end")
 
 
 def _depth(look: Look) -> int:
     return {"faint": 0, "quiet": 1, "main": 3}.get(look.colour, 2)
 
 
-def _description(panel: Panel, labels: Mapping[str, str]) -> str:
+def _description(panel: Panel, labels: Mapping[str, str], unit: str) -> str:
     ends = sorted((points[-1][1], labels.get(row, row)) for row, points in panel.curves.items())
     said = ", ".join(f"{label} {loss:.3f}" for loss, label in ends[:12])
-    return f"{panel.title}: loss over steps. Last values: {said}."
+    return f"{panel.title}: loss over {unit}. Last values: {said}."

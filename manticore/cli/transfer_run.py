@@ -1,0 +1,158 @@
+"""Carry a pretrained transformer into models with other mixers, and compare the ways to do it.
+
+A recipe names the teacher, the data and the rows: what each student inherits, whether it is first
+aligned layer by layer, frozen until the loss improvement threshold, taught by the teacher's
+distribution, trained through an adapter, and which layers stay attention. Every row tries the same
+learning rates; validation chooses. With --seeds 0,1,2 the chosen rate is trained once for each
+seed. What is finished is not done again, so the same command continues after a kill. Each row's
+model lands in models/.
+
+Example:
+    manticore transfer run recipes/transfer/prose.yaml --out runs/prose train.steps=20
+    manticore transfer run recipes/transfer/prose.yaml --dry-run
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manticore.cli.adapt_run import seeds_of
+from manticore.cli.options import add_dry_run, add_out, add_quiet, add_recipe, overrides_of
+from manticore.config import dump_yaml, find_recipe, load_recipe, to_plain
+from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
+from manticore.runs import RunFolder, atomic_folder, write_text
+
+if TYPE_CHECKING:
+    from manticore.conversion.experiment import TransferExperiment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `manticore transfer run`."""
+    add_recipe(parser)
+    parser.add_argument("--seeds", metavar="0,1,2", help="one training for each (the recipe's)")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time (1)")
+    add_out(parser)
+    add_dry_run(parser)
+    add_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is missing, test, write the table and the models."""
+    from manticore.cli.quiet import quiet_transformers
+
+    quiet_transformers()
+    recipe = load_recipe(TransferRecipe, args.recipe, overrides_of(args))
+    seeds, out = seeds_of(args.seeds, recipe.seed), args.out or Path("runs") / recipe.name
+    base = find_recipe(args.recipe).parent
+    plans = planned(recipe, base)
+    if args.dry_run:
+        print("\n".join(describe(recipe, plans, seeds, out)))
+        return 0
+    from manticore.conversion.experiment import TransferExperiment
+    from manticore.reports.transfer import transfer_text
+
+    folder = RunFolder(out).open({**to_plain(recipe), "seeds": seeds})
+    experiment = TransferExperiment(recipe, folder, base, seeds, args.processes, not args.quiet)
+    result = folder.result() or finish(experiment, plans, command_of(args))
+    print("\n".join(transfer_text(result)))
+    print(f"wrote {out / 'report.html'}, {out / 'table.md'} and {out / 'models'}")
+    return 0
+
+
+def planned(recipe: TransferRecipe, base: Path) -> dict[str, Any]:
+    """The plan of every row's transfer, so that an impossible one is told before any training."""
+    from manticore.conversion.student import load_teacher
+    from manticore.conversion.transfer import transfer
+
+    teacher = load_teacher(recipe, base)
+    plans = {}
+    for row in recipe.rows:
+        try:
+            _, plans[row.id] = transfer(
+                teacher, {"mixer": row.mixer, **row.settings}, copy=row.copy, keep=row.keep
+            )
+        except ValueError as error:
+            raise ValueError(f"Row {row.id}: {error}") from error
+    return plans
+
+
+def finish(experiment: TransferExperiment, plans: dict[str, Any], command: str) -> dict[str, Any]:
+    """All stages, then result, report and models."""
+    from manticore.reports.transfer import transfer_markdown, write_transfer_report
+
+    folder = experiment.folder
+    result = {
+        "verb": "transfer run",
+        "command": command,
+        **experiment.result(),
+        "plans": {name: plan.to_dict() for name, plan in plans.items()},
+        "samples": experiment.samples(),
+    }
+    write_models(experiment, result)
+    write_text(folder.path / "table.md", transfer_markdown(result) + "\n")
+    folder.write_result(result)
+    write_transfer_report(folder.path / "result.json", folder.path / "report.html")
+    return result
+
+
+def write_models(experiment: TransferExperiment, result: dict[str, Any]) -> None:
+    """Each row's model of the first seed, as a folder that transformers loads with manticore."""
+    from manticore.conversion.student import teacher_tokenizer, trained_student
+
+    recipe = experiment.recipe
+    tokenizer = teacher_tokenizer(recipe, experiment.base)
+    for row in result["rows"]:
+        target = experiment.folder.path / "models" / row["id"]
+        if target.exists():
+            continue
+        one = {**row, "seed": row["seeds"][0]}
+        model = trained_student(recipe, one, experiment.base, experiment.folder.path)
+        with atomic_folder(target) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+
+def describe(
+    recipe: TransferRecipe, plans: dict[str, Any], seeds: list[int], out: Path
+) -> list[str]:
+    """What a dry run prints: the recipe, each row's plan in short, trainings and files."""
+    from manticore.conversion.plan import table_lines
+
+    lines = [dump_yaml(recipe).rstrip()]
+    for row in recipe.rows:
+        plan = plans[row.id]
+        lines.append(f"{row.id}: {plan.parameters:,} parameters, {_stages(recipe, row)}")
+        lines += [f"  {line}" for line in plan.summary_lines()]
+    fullest = max(plans.values(), key=lambda plan: plan.inherited)
+    lines += ["the fullest plan:", *table_lines(fullest.rows)]
+    tried = len(recipe.rates) or 1
+    count = sum(1 if row.lr else tried for row in recipe.rows) + len(recipe.rows) * (len(seeds) - 1)
+    row_tokens = recipe.train.batch_size * recipe.data.seq_len
+    return [
+        *lines,
+        f"trainings: {count}, and at most one more for each row whose best rate lies at an end; "
+        f"{recipe.train.steps:,} steps of {row_tokens:,} tokens for a row of length 1",
+        f"would write: {out}/result.json, table.md, report.html, models/, rows/, trials/",
+    ]
+
+
+def _stages(recipe: TransferRecipe, row: StudentConfig) -> str:
+    align, steps = recipe.steps_of(row)
+    stages = [f"align {align} steps"] if align else []
+    if steps:
+        how = [word for word in ("freeze", "distil") if getattr(row, word)]
+        how += [row.adapter.method] if row.adapter else []
+        stages.append(f"train {steps} steps" + (f" ({', '.join(how)})" if how else ""))
+    return "transfer, " + ", ".join(stages)
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The command that makes the same run."""
+    words = ["manticore", "transfer", "run", str(args.recipe), *overrides_of(args)]
+    words += ["--seeds", args.seeds] if args.seeds else []
+    words += ["--out", os.fspath(args.out)] if args.out else []
+    return shlex.join(words)
