@@ -39,7 +39,7 @@ class TuningExperiment:
         Where the best rate lies at the end of a grid of three or more, the grid grows there.
         """
         grid = {m.id: sorted(self._rates(m)) for m in self.recipe.methods}
-        results = self._train(
+        results = self.train_all(
             [(m, lr, self.seeds[0]) for m in self.recipe.methods for lr in grid[m.id]]
         )
         for _ in range(self.recipe.rates.extensions):
@@ -52,7 +52,7 @@ class TuningExperiment:
             ]
             if not new:
                 break
-            grid, results = wider, results + self._train(new)
+            grid, results = wider, results + self.train_all(new)
         return {m.id: self._chosen(m.id, results) for m in self.recipe.methods}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ class TuningExperiment:
         others = [
             (m, chosen[m.id]["lr"], seed) for m in self.recipe.methods for seed in self.seeds[1:]
         ]
-        trained = [chosen[m.id] for m in self.recipe.methods] + self._train(others)
+        trained = [chosen[m.id] for m in self.recipe.methods] + self.train_all(others)
         rows = []
         for method in self.recipe.methods:
             results = [result for result in trained if result["id"] == method.id]
@@ -82,9 +82,16 @@ class TuningExperiment:
         self.folder.finish("untouched", found)
         return found
 
-    def _train(self, wanted: Sequence[tuple[MethodConfig, float, int]]) -> list[dict[str, Any]]:
+    def train_all(
+        self, wanted: Sequence[tuple[MethodConfig, float, int]], steps: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Train what has no record yet: methods, learning rates, seeds.
+
+        Args:
+            steps: of every training; None: the recipe's.
+        """
         trials = [
-            Trial(settings=self.trial(m, lr, seed), name=f"{m.id} at {lr:g}, seed {seed}")
+            Trial(settings=self.trial(m, lr, seed, steps), name=f"{m.id} at {lr:g}, seed {seed}")
             for m, lr, seed in wanted
         ]
         if not trials:

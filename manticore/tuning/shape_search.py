@@ -1,0 +1,247 @@
+"""The search over adapter shapes: one look, successive halving, and a table beside other methods.
+
+The one-shot choice and the shapes that are the same everywhere start together. Each rung trains
+all that are left from the beginning for its steps, at the middle learning rate, and keeps the
+better ones by validation (Jamieson and Talwalkar, 2016, arXiv:1502.07943, with fresh starts). The
+last ones become rows of the recipe's table, with the same search for a rate and as many seeds as
+every other method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from manticore.config.adapter_recipe import AdaptRecipe, MethodConfig, ShapeSearchConfig
+from manticore.evaluation.mad.pareto import pareto_front
+from manticore.seeds import derive_seed
+from manticore.tuning.experiment import HIGHER_IS_BETTER, TuningExperiment, badness
+from manticore.tuning.models import tuned_model
+from manticore.tuning.one_shot import values_of, weight_changes
+from manticore.tuning.shapes import (
+    NONE,
+    Allocation,
+    ModuleKind,
+    allocate,
+    module_kinds,
+    parameters_of,
+    settings_of,
+    title_of,
+    uniform,
+)
+from manticore.tuning.trial import prepared
+
+COSTS = {"parameters": "parameters", "memory_bytes": "memory", "step_seconds": "step"}
+"""What a method costs: key of a row -> what people call it."""
+
+
+def search_shapes(experiment: TuningExperiment) -> dict[str, Any]:
+    """Everything: one look, rungs, the table with the finalists, the front, and what to say of it.
+
+    Args:
+        experiment: its recipe has a `search`; resumable in its folder.
+    """
+    recipe = experiment.recipe
+    assert recipe.search is not None
+    kinds = recipe_kinds(experiment)
+    chosen = one_shot(experiment, kinds)
+    found = candidates(kinds, recipe.search, chosen)
+    history, finalists = halve(experiment, kinds, found)
+    methods = (*recipe.methods, *(finalist(kinds, name, found[name]) for name in finalists))
+    table = dataclasses.replace(experiment, recipe=dataclasses.replace(recipe, methods=methods))
+    rows = table.rows()
+    metric = recipe.evaluate.metrics[0]
+    return {
+        "budget": recipe.search.budget,
+        "probe": recipe.search.probe,
+        "kinds": [dataclasses.asdict(kind) for kind in kinds],
+        "one_shot": {ending: list(choice) for ending, choice in chosen.items()},
+        "history": history,
+        "finalists": {f"search-{name}": fragment(kinds, name, found[name]) for name in finalists},
+        "rows": rows,
+        "front": front_of(rows, metric),
+        "notes": notes(rows, metric, "one-shot" in finalists),
+    }
+
+
+def recipe_kinds(experiment: TuningExperiment) -> list[ModuleKind]:
+    """The kinds of modules of the recipe's model, those that hold the smallest shape at least.
+
+    Raises:
+        ValueError: the budget is below the smallest adapter on the cheapest kind.
+    """
+    recipe = experiment.recipe
+    assert recipe.search is not None
+    data = prepared(recipe, experiment.base)[1]
+    method = MethodConfig(id="full", label="full", method="full")
+    kinds = module_kinds(tuned_model(recipe, method, experiment.base, data, experiment.seeds[0]))
+    least = (min(recipe.search.nblocks), min(recipe.search.block_ranks))
+    cheapest = min(kinds, key=lambda kind: kind.parameters(least))
+    if cheapest.parameters(least) > recipe.search.budget:
+        raise ValueError(
+            f"search.budget={recipe.search.budget:,} holds no shape: {least[0]} x {least[1]} on "
+            f"{cheapest.ending} alone has {cheapest.parameters(least):,} parameters. Allow that "
+            "many at least, or smaller block_ranks."
+        )
+    return kinds
+
+
+def one_shot(experiment: TuningExperiment, kinds: Sequence[ModuleKind]) -> Allocation:
+    """The best allocation by one look at the data; kept as a stage."""
+    recipe, folder = experiment.recipe, experiment.folder
+    search = recipe.search
+    assert search is not None
+    if folder.is_done("one-shot"):
+        record = folder.record("one-shot")["allocation"]
+        return {ending: (int(n), int(r)) for ending, (n, r) in record.items()}
+    _, data = prepared(recipe, experiment.base)
+    seed = experiment.seeds[0]
+    method = MethodConfig(id="full", label="full", method="full")
+    model = tuned_model(recipe, method, experiment.base, data, seed)
+    batches = data.batches(recipe.train.batch_size, derive_seed(seed, recipe.name, "probe"))
+    changes = weight_changes(
+        model,
+        kinds,
+        batches.batch_at,
+        probe=search.probe,
+        steps=search.probe_steps,
+        lr=search.probe_lr,
+        seed=derive_seed(seed, recipe.name, "probe", "training"),
+    )
+    values = values_of(kinds, changes, search.nblocks, search.block_ranks)
+    chosen = allocate(kinds, values, search.budget)
+    total = sum(float(change.double().square().sum()) for change in changes.values())
+    worth = sum(values[ending][choice] for ending, choice in chosen.items())
+    folder.finish(
+        "one-shot",
+        {
+            "allocation": {ending: list(choice) for ending, choice in chosen.items()},
+            "share_held": worth / total if total else math.nan,
+            "uniform": {
+                title_of(allocation): sum(values[e][c] for e, c in allocation.items()) / total
+                for allocation in uniform_shapes(kinds, search)
+            },
+        },
+    )
+    return chosen
+
+
+def uniform_shapes(kinds: Sequence[ModuleKind], search: ShapeSearchConfig) -> list[Allocation]:
+    """The same shape everywhere, within the budget: of the greatest rank first, fewest blocks."""
+    smallest = min(min(kind.in_features, kind.out_features) for kind in kinds)
+    shapes = [
+        uniform(kinds, (n, r))
+        for r in sorted(search.block_ranks, reverse=True)
+        for n in sorted(search.nblocks)
+        if n * r <= smallest
+    ]
+    return [shape for shape in shapes if parameters_of(kinds, shape) <= search.budget]
+
+
+def candidates(
+    kinds: Sequence[ModuleKind], search: ShapeSearchConfig, chosen: Allocation
+) -> dict[str, Allocation]:
+    """Who starts: the one-shot choice, then uniform shapes up to the number asked for."""
+    found = {"one-shot": chosen} if any(c != NONE for c in chosen.values()) else {}
+    for shape in uniform_shapes(kinds, search):
+        if len(found) < search.candidates and shape not in found.values():
+            found[title_of(shape).replace(" ", "")] = shape
+    return found
+
+
+def halve(
+    experiment: TuningExperiment, kinds: Sequence[ModuleKind], found: Mapping[str, Allocation]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Train by rungs; what each rung saw, and the names that are left, best first."""
+    recipe = experiment.recipe
+    search = recipe.search
+    assert search is not None
+    lr = middle_rate(recipe)
+    alive, history = list(found), []
+    for steps in search.rungs:
+        if len(alive) <= search.finalists:
+            break
+        wanted = [(finalist(kinds, name, found[name]), lr, experiment.seeds[0]) for name in alive]
+        results = experiment.train_all(wanted, steps)
+        scores = {
+            name: float(result["validation"][recipe.rates.by])
+            for name, result in zip(alive, results, strict=True)
+        }
+        ranked = sorted(
+            alive,
+            key=lambda name: badness({recipe.rates.by: scores[name]}, recipe.rates.by),
+        )
+        alive = ranked[: max(search.finalists, round(search.keep * len(alive)))]
+        history.append({"steps": steps, "lr": lr, "scores": scores, "kept": alive})
+    return history, alive[: search.finalists]
+
+
+def middle_rate(recipe: AdaptRecipe) -> float:
+    """The rate at which shapes are screened."""
+    rates = sorted(recipe.rates.rates) or [recipe.train.lr]
+    return rates[len(rates) // 2]
+
+
+def finalist(kinds: Sequence[ModuleKind], name: str, allocation: Allocation) -> MethodConfig:
+    """A shape as a method of the recipe's table."""
+    settings, targets = settings_of(allocation)
+    title = title_of(allocation)
+    label = f"MoRe {title}" if len(title) < 24 else f"MoRe, {name} shapes"
+    return MethodConfig(
+        id=f"search-{name}", label=f"{label} (found)", method="more", settings=settings,
+        targets=targets,
+    )  # fmt: skip
+
+
+def fragment(kinds: Sequence[ModuleKind], name: str, allocation: Allocation) -> dict[str, Any]:
+    """A finalist for people: settings, targets, parameters."""
+    settings, targets = settings_of(allocation)
+    return {
+        "title": title_of(allocation),
+        "parameters": parameters_of(kinds, allocation),
+        "settings": settings,
+        "targets": list(targets),
+    }
+
+
+def front_of(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[str]]:
+    """For each cost, the rows that nothing beats in the measure and in that cost; full is none."""
+    adapters = [row for row in rows if row["method"] != "full"]
+    scores = {row["id"]: -badness(row["mean"], metric) for row in adapters}
+    return {
+        key: pareto_front(scores, {row["id"]: [float(row[key])] for row in adapters})
+        for key in COSTS
+        if all(row.get(key) is not None for row in adapters)
+    }
+
+
+def notes(rows: Sequence[Mapping[str, Any]], metric: str, one_shot_won: bool) -> list[str]:
+    """MoRe against LoRA at as many parameters, in sentences that follow from the rows."""
+    said = [
+        "The one-shot choice is among the finalists."
+        if one_shot_won
+        else "The one-shot choice did not survive the rungs."
+    ]
+    more = [row for row in rows if row["method"] == "more"]
+    for lora in (row for row in rows if row["method"] == "lora"):
+        equal = [row for row in more if row["parameters"] <= 1.05 * lora["parameters"]]
+        if equal:
+            said.append(
+                _against(min(equal, key=lambda r: badness(r["mean"], metric)), lora, metric)
+            )
+    return said
+
+
+def _against(ours: Mapping[str, Any], lora: Mapping[str, Any], metric: str) -> str:
+    sign = 1.0 if metric in HIGHER_IS_BETTER else -1.0
+    gain = sign * (ours["mean"][metric] - lora["mean"][metric])
+    spread = math.hypot(ours["sd"][metric] or 0.0, lora["sd"][metric] or 0.0)
+    verdict = "better than" if gain > spread else "worse than" if gain < -spread else "level with"
+    share = 100 * ours["parameters"] / lora["parameters"]
+    return (
+        f"{ours['label']} ({share:.0f} % of the parameters) is {verdict} {lora['label']}: {metric} "
+        f"{ours['mean'][metric]:.4f} against {lora['mean'][metric]:.4f}, spread of the difference "
+        f"{spread:.4f}."
+    )

@@ -1,0 +1,187 @@
+"""The search over adapter shapes finds what was planted, and stays within its budget."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from manticore.adapters.monarch import to_dense
+from manticore.seeds import torch_generator
+from manticore.tuning.one_shot import held, values_of, weight_changes
+from manticore.tuning.shape_search import front_of, notes
+from manticore.tuning.shapes import (
+    NONE,
+    ModuleKind,
+    allocate,
+    choices,
+    module_kinds,
+    parameters_of,
+    settings_of,
+    title_of,
+    uniform,
+)
+
+
+def tiny_llama():
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=40, initializer_range=0.2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config)
+
+
+NBLOCKS, RANKS = (1, 2, 4, 8), (1, 2, 4, 8)
+
+
+def kind(ending="q_proj", size=32, modules=2):
+    names = tuple(f"layers.{i}.{ending}" for i in range(modules))
+    return ModuleKind(ending=ending, modules=names, in_features=size, out_features=size)
+
+
+def planted(kind, choice, seed=0):
+    """A random Monarch matrix of a shape."""
+    shape, generator = kind.shape(choice), torch_generator(seed, "planted")
+    first = torch.randn(shape.first_shape, generator=generator)
+    second = torch.randn(shape.second_shape, generator=generator)
+    return to_dense(first, second, shape)
+
+
+@pytest.mark.parametrize("choice", [(1, 4), (2, 2), (4, 4), (8, 2)])
+def test_the_planted_shape_is_found_under_its_own_budget(choice):
+    one = kind()
+    changes = {name: planted(one, choice, i) for i, name in enumerate(one.modules)}
+    values = values_of([one], changes, NBLOCKS, RANKS)
+    budget = one.parameters(choice)
+    assert allocate([one], values, budget) == {"q_proj": choice}
+
+
+def test_a_plain_low_rank_change_is_given_one_block():
+    one = kind()
+    generator = torch_generator(0)
+    low = torch.randn(32, 2, generator=generator) @ torch.randn(2, 32, generator=generator)
+    values = values_of([one], dict.fromkeys(one.modules, low), NBLOCKS, RANKS)
+    assert allocate([one], values, one.parameters((1, 2))) == {"q_proj": (1, 2)}
+    # A budget beyond need changes nothing in what can be held.
+    whole = len(one.modules) * float(low.square().sum())
+    assert values["q_proj"][1, 2] == pytest.approx(whole, rel=1e-5)
+
+
+def test_each_kind_gets_its_own_shape_and_one_that_does_not_matter_none():
+    q, up, idle = kind("q_proj"), kind("up_proj"), kind("down_proj")
+    changes = {name: planted(q, (4, 4)) for name in q.modules}
+    changes |= {name: planted(up, (1, 2)) for name in up.modules}
+    changes |= {name: torch.zeros(32, 32) for name in idle.modules}
+    values = values_of([q, up, idle], changes, NBLOCKS, RANKS)
+    budget = q.parameters((4, 4)) + up.parameters((1, 2))
+    found = allocate([q, up, idle], values, budget)
+    assert found == {"q_proj": (4, 4), "up_proj": (1, 2), "down_proj": NONE}
+    settings, targets = settings_of(found)
+    assert targets == ("q_proj", "up_proj")
+    assert settings == {
+        "nblocks": 4, "block_rank": 4, "nblocks_pattern": {"up_proj": 1},
+        "rank_pattern": {"up_proj": 2},
+    }  # fmt: skip
+
+
+def test_what_a_shape_holds_is_the_norm_of_its_projection_and_grows_with_the_rank():
+    one = kind(modules=1)
+    change = torch.randn(32, 32, generator=torch_generator(0))
+    for n in NBLOCKS:
+        values = [held(change, one, (n, r)) for r in RANKS]
+        assert values == sorted(values)
+        assert values[-1] <= float(change.double().square().sum())
+    # One block of rank r holds the r largest singular values, by Eckart and Young.
+    singular = torch.linalg.svdvals(change.double())
+    assert held(change, one, (1, 4)) == pytest.approx(float(singular[:4].square().sum()), rel=1e-5)
+
+
+def test_the_allocation_is_the_best_of_all_by_brute_force():
+    generator = torch_generator(1)
+    kinds = [kind(name, size) for name, size in (("a", 8), ("b", 16), ("c", 24))]
+    values = {
+        one.ending: {
+            c: 0.0 if c == NONE else float(torch.rand((), generator=generator))
+            for c in choices(one, (1, 2), (1, 2, 4))
+        }
+        for one in kinds
+    }
+    for budget in (20, 100, 333, 2000):
+        best = allocate(kinds, values, budget)
+        assert parameters_of(kinds, best) <= budget
+        options = itertools.product(*(values[one.ending].items() for one in kinds))
+        fitting = [
+            sum(value for _, value in option)
+            for option in options
+            if sum(k.parameters(c) for k, (c, _) in zip(kinds, option, strict=True)) <= budget
+        ]
+        assert sum(values[e][c] for e, c in best.items()) == pytest.approx(max(fitting))
+
+
+def test_titles_say_the_shape_or_who_has_which():
+    kinds = [kind("a"), kind("b")]
+    assert title_of(uniform(kinds, (4, 2))) == "4 x 2"
+    assert title_of({"a": (1, 8), "b": NONE}) == "1 x 8 on a; none on b"
+
+
+@pytest.mark.parametrize("probe", ["gradient", "short-run"])
+def test_changes_point_downhill_and_leave_the_model_alone(probe):
+    model = tiny_llama()
+    kinds = module_kinds(model, ["q_proj", "down_proj"])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ids = torch.randint(model.config.vocab_size, (4, 12), generator=torch_generator(0))
+    batch = {"input_ids": ids, "labels": ids}
+    changes = weight_changes(model, kinds, lambda step: batch, probe=probe, steps=2, lr=1e-3)
+    assert set(changes) == {name for one in kinds for name in one.modules}
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())
+    with torch.no_grad():
+        start = model(**batch).loss
+        scale = 1e-2 if probe == "gradient" else 1.0
+        for name, change in changes.items():
+            model.get_submodule(name).weight += scale * change
+        assert model(**batch).loss < start
+
+
+def test_kinds_that_do_not_exist_are_named():
+    with pytest.raises(ValueError, match=r"ends with 'q_prj'.*q_proj"):
+        module_kinds(tiny_llama(), ["q_prj"])
+
+
+def test_an_unknown_probe_lists_the_known_ones():
+    with pytest.raises(ValueError, match="gradient, short-run"):
+        weight_changes(nn.Identity(), [], lambda step: None, probe="hessian", steps=1, lr=1.0)
+
+
+def row(id, method, loss, parameters, sd=0.01):
+    return {
+        "id": id, "label": id, "method": method, "parameters": parameters, "memory_bytes": 1.0,
+        "step_seconds": 1.0, "mean": {"loss": loss}, "sd": {"loss": sd},
+    }  # fmt: skip
+
+
+def test_the_front_and_the_sentences_follow_from_the_rows():
+    rows = [
+        row("full", "full", 1.0, 10_000), row("lora", "lora", 2.0, 100),
+        row("more", "more", 2.1, 100), row("ia3", "ia3", 2.5, 10),
+    ]  # fmt: skip
+    assert front_of(rows, "loss")["parameters"] == ["lora", "ia3"]
+    said = notes(rows, "loss", one_shot_won=False)
+    assert "did not survive" in said[0]
+    assert "more (100 % of the parameters) is worse than lora" in said[1]
+    rows[2]["mean"]["loss"] = 1.99
+    assert "level with" in notes(rows, "loss", True)[1]
+
+
+def test_a_matrix_of_more_blocks_than_fit_is_no_choice():
+    small = kind(size=4)
+    assert (8, 1) not in choices(small, NBLOCKS, RANKS)
+    assert NONE in choices(small, NBLOCKS, RANKS)
+    assert isinstance(settings_of({"a": (1, 1)}), tuple)
+    with pytest.raises(ValueError, match="without any adapter"):
+        settings_of({"a": NONE})
