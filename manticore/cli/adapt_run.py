@@ -159,6 +159,9 @@ def parameter_lines(recipe: AdaptRecipe, base: Path) -> list[str]:
                 model = shell_model(recipe, method, base)
         except FileNotFoundError as error:
             return [f"parameters: unknown, {error}"]
+        except RuntimeError:  # BOFT reads numbers while it is built; here there are none
+            lines.append(f"{method.id}: parameters unknown, {method.method} needs the weights")
+            continue
         total = sum(p.numel() for p in model.parameters())
         trained = trainable_parameters(model)
         # Forward and the gradient of activations pass every weight, that of weights the trained.
