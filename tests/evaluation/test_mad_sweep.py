@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import signal
 import sys
@@ -11,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from manticore.cli.mad_entries import changed_protocol
 from manticore.evaluation.mad import load_records, protocol
+from manticore.evaluation.mad.entry import entry_of_layers
 from manticore.evaluation.mad.executors import check_executor
+from manticore.evaluation.mad.plan import plan_trials
 from manticore.evaluation.mad.results import ResultsFolder, write_lines
 from manticore.evaluation.mad.sweep import run_sweep
 from manticore.training.pool import TrialError
@@ -174,6 +179,68 @@ def test_records_of_another_schema_are_refused(tmp_path: Path):
     (tmp_path / "all.jsonl").write_text('{"schema": 99}\n')
     with pytest.raises(ValueError, match="schema 99; this version reads schema 1"):
         load_records([tmp_path / "all.jsonl"])
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"schema": 1', b"\xff\x00", b'{"schema": 1}'])
+def test_a_torn_record_is_set_aside_and_trained_again(tmp_path: Path, torn: bytes):
+    trials = toy_trials([1, 2])
+    before = sweep(tmp_path / "out", trials)
+    file = tmp_path / "out/trials" / f"{trials[1].trial.key}.json"
+    file.write_bytes(torn)
+    with pytest.raises(ValueError, match=f"{file.name} .*run again"):
+        load_records([tmp_path / "out"])
+    with pytest.warns(UserWarning, match=r"kept as .*\.torn"):
+        assert sweep(tmp_path / "out", trials) == before
+    assert file.with_suffix(".torn").read_bytes() == torn
+
+
+def test_files_that_are_torn_are_named(tmp_path: Path):
+    sweep(tmp_path / "out", toy_trials([1]))
+    (tmp_path / "out/sweep.json").write_text("{")
+    with pytest.raises(ValueError, match=r"sweep\.json is not valid JSON"):
+        sweep(tmp_path / "out", toy_trials([1]))
+    (tmp_path / "all.jsonl").write_text("\nxx\n")
+    with pytest.raises(ValueError, match=r"all\.jsonl:2 is not valid JSON"):
+        load_records([tmp_path / "all.jsonl"])
+
+
+def test_the_bar_moves_while_a_group_trains(tmp_path: Path):
+    from tqdm import tqdm
+
+    from manticore.evaluation.mad.live_steps import LiveBar, StepNote
+
+    bar = tqdm(total=100.0, initial=20.0, file=io.StringIO())
+    with LiveBar(bar, tmp_path / "notes", {"a": 2.0, "b": 1.0}) as live:
+        note = StepNote(tmp_path / "notes/a")
+        note(5)
+        note(5)  # within a second of the first: counted, not yet written
+        (tmp_path / "notes/b").write_text("")  # half written
+        live.look()
+        assert bar.n == 20 + 2 * 5
+        note.written = 0.0
+        note(10)
+        live.look()
+        assert bar.n == 20 + 2 * 20
+        live.finish("a", 70.0, "1/2 trainings")
+        assert bar.n == 90
+    assert not (tmp_path / "notes").exists()
+
+
+def test_a_worker_notes_its_steps_where_it_is_told_to(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("manticore.evaluation.mad.live_steps.EVERY", 0.0)
+    noted: list[int] = []
+    monkeypatch.setattr(
+        "manticore.evaluation.mad.live_steps.StepNote.__call__",
+        lambda self, steps: noted.append(steps),
+    )
+    entry = entry_of_layers(["attention", "rwkv7-channel"], 8)
+    few = changed_protocol(POCKET.only(["M"]), {"seq_len": 4, "vocab_size": 8}, steps=3)
+    few = dataclasses.replace(few, num_valid=8, num_test=8)
+    with ResultsFolder(tmp_path / "out").open(few) as results:
+        run_sweep(plan_trials([entry], few, [0, 1]), results)
+    assert sum(noted) == 2 * 3
+    assert not (tmp_path / "out/.steps").exists()
 
 
 def test_bad_executors_are_refused_before_any_work(monkeypatch):

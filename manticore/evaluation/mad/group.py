@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from manticore.evaluation.mad.entry import Entry
+from manticore.evaluation.mad.live_steps import StepNote
 from manticore.evaluation.mad.settings import Setting
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def train_group(job: dict[str, Any]) -> dict[str, Any]:
     """Train what differs in rate, decay and seed only.
 
     Args:
-        job: "shared" settings as in `plan.shared_settings`, and "points" with the rest.
+        job: "shared" settings as in `plan.shared_settings`, and "points" with the rest; "note", a
+            file for the steps done, if someone watches.
 
     Returns:
         {"outcomes": one JSON object for each point, in order}.
@@ -37,6 +39,7 @@ def train_group(job: dict[str, Any]) -> dict[str, Any]:
         [Point(**point) for point in job["points"]],
         splits_of(shared),
         TrainSettings(**training),
+        StepNote(job["note"]) if "note" in job else None,
         engine=job.get("engine", "auto"),
         device=device_of(job),
     )

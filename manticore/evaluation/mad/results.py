@@ -10,6 +10,7 @@ errors/<key>.txt     why a training could not be run, until it can
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class ResultsFolder:
                 "another folder with --out."
             ) from None
         finish_interrupted(self.path)
+        self._set_torn_aside()
         if not (self.path / "sweep.json").is_file():
             write_json(self.path / "sweep.json", about)
         return self
@@ -87,6 +89,15 @@ class ResultsFolder:
         """Keep why a trial could not be run."""
         write_text(self._error_file(key), text)
 
+    def _set_torn_aside(self) -> None:
+        """Keep unreadable records (of a full disk, say) out of the way, to train them again."""
+        for file in sorted((self.path / "trials").glob("*.json")):
+            try:
+                read_record(file)
+            except ValueError as error:
+                kept = file.replace(file.with_suffix(".torn"))
+                warnings.warn(f"{error} It is kept as {kept.name}.", stacklevel=3)
+
     def refuse_others(self, about: Mapping[str, Any]) -> None:
         """Raise unless the folder is new, empty, or of the same protocol and version."""
         found = self.path / "sweep.json"
@@ -99,7 +110,7 @@ class ResultsFolder:
                     f"{', '.join(strangers[:3])}. Choose a new or empty folder with --out."
                 )
             return
-        earlier = json.loads(found.read_text(encoding="utf-8"))
+        earlier = _parse(found.read_text(encoding="utf-8"), str(found))
         differing = [
             f"{key} {earlier.get(key)!r}, now {about[key]!r}"
             for key in IDENTITY
@@ -153,10 +164,8 @@ def load_records(paths: Iterable[str | Path]) -> list[Record]:
 
 def read_record(path: Path) -> Record:
     """One record, checked."""
-    try:
-        return _check(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Remove it and run again.") from error
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    return _check(_parse(text, str(path)), str(path))
 
 
 def write_lines(path: str | Path, records: Iterable[Record]) -> None:
@@ -177,7 +186,17 @@ def _read_folder(path: Path) -> list[Record]:
 
 def _read_lines(path: Path) -> list[Record]:
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [_check(json.loads(line), f"{path}:{i}") for i, line in enumerate(lines, 1) if line]
+    named = [(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line]
+    return [_check(_parse(line, where), where) for where, line in named]
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where} is not valid JSON ({error}). Remove it and run again."
+        ) from error
 
 
 def _check(record: Any, where: str) -> Record:
@@ -186,6 +205,11 @@ def _check(record: Any, where: str) -> Record:
         raise ValueError(
             f"{where} has schema {found!r}; this version reads schema {SCHEMA}. Known profiles: "
             f"{', '.join(PROFILES)}. Run the sweep again with this version."
+        )
+    lacking = [key for key in ("key", "settings", "result") if key not in record]
+    if lacking:
+        raise ValueError(
+            f"{where} is no record of a training: it has no {lacking[0]}. Remove it and run again."
         )
     return {**record, "result": _with_numbers(record["result"])}
 

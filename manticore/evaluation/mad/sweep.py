@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from manticore.evaluation.mad.executors import answers, check_executor
+from manticore.evaluation.mad.live_steps import LiveBar
 from manticore.evaluation.mad.plan import PlannedTrial
 from manticore.evaluation.mad.results import SCHEMA, Record, ResultsFolder
 from manticore.training.pool import TrialError
@@ -21,6 +23,8 @@ from manticore.training.pool import TrialError
 WORKER = "manticore.evaluation.mad.group:train_group"
 STACK = 18
 """Models that train as one at most: three seeds of the paper's six points."""
+NOTES = ".steps"
+"""Folder, beside the records, of how far the trainings in flight are."""
 BAR = "{desc} {percentage:3.0f}%|{bar}| {postfix}[{elapsed}<{remaining}]"
 
 Group = list[PlannedTrial]
@@ -43,7 +47,8 @@ def run_sweep(
         executor: "local", a pool of spawned processes, or "ray".
         processes: groups at once; 1 (local) trains them here, one after the other.
         stack: trials in a group at most.
-        worker: "module:function" from {"shared", "points"} to {"outcomes": [...]}.
+        worker: "module:function" from {"shared", "points"}, and "note" (a file for the steps done)
+            where there is a bar, to {"outcomes": [...]}.
 
     Raises:
         TrialError: after all others are done, if some could not be run. A training that diverges
@@ -53,15 +58,16 @@ def run_sweep(
     if stack < 1:
         raise ValueError(f"stack={stack}: a group has at least one trial.")
     groups = pending_groups(planned, folder, stack)
-    jobs = {_job_key(group): _job(group) for group in groups.values()}
     failures: list[Any] = []
     work = _work_of(planned)
-    with _bar(planned, groups.values(), work, progress) as bar:
+    bar = _bar(planned, groups.values(), work, progress)
+    notes = (folder.path / NOTES).resolve()
+    jobs = {key: _job(g, None if bar.disable else notes / key) for key, g in groups.items()}
+    with LiveBar(bar, notes, {key: work(g[0]) / g[0].steps for key, g in groups.items()}) as live:
         for key, answer in answers(jobs, worker, executor, processes):
             group = groups[key]
             _note(group, answer, folder, failures)
-            bar.update(sum(map(work, group)))
-            bar.set_postfix_str(_counted(planned, folder))
+            live.finish(key, sum(map(work, group)), _counted(planned, folder))
     if failures:
         raise TrialError(failures, len(planned) - len(failures))
     return [folder.read(one.trial.key) for one in planned]
@@ -87,8 +93,10 @@ def _job_key(group: Group) -> str:
     return group[0].trial.key
 
 
-def _job(group: Group) -> str:
-    job = {"shared": group[0].shared, "points": [one.point for one in group]}
+def _job(group: Group, note: Path | None) -> str:
+    job: dict[str, Any] = {"shared": group[0].shared, "points": [one.point for one in group]}
+    if note is not None:
+        job["note"] = str(note)
     return json.dumps(job, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
