@@ -17,6 +17,7 @@ from manticore.evaluation.language import causal_loss, losses_by_kind
 from manticore.hybrids.trials import train_config
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.pretrained import check_supported
+from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder, atomic_folder, write_text
 from manticore.seeds import derive_seed
 from manticore.text.ngram import NGramModel
@@ -37,6 +38,8 @@ def pretrain(recipe: PretrainRecipe, folder: RunFolder, base: Path, progress: bo
     data = prepare_data(recipe.data, tokenizer, base)
     model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
     bind_fast_paths(model.base_model)
+    if recipe.train.gradient_checkpointing:
+        recompute_activations(model)
     result = _train(recipe, model, data, folder, progress)
     record = {
         "name": recipe.name,

@@ -97,8 +97,6 @@ class AdaptTrainConfig(OptimizerConfig):
     """Optimizer steps; 0: as many as `epochs` takes."""
     epochs: float = 0.0
     """Passes over the training examples, when `steps` is 0."""
-    grad_accumulation: int = 1
-    """Pieces that each batch is computed in, to save memory."""
     validate_every: int = 0
     """Steps between validation losses; 0: only at the end."""
 

@@ -86,6 +86,10 @@ class OptimizerConfig:
     """Steps between checkpoints; a killed run loses at most this many."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs matrix products in bfloat16; weights stay as they are."""
+    grad_accumulation: int = 1
+    """Pieces that each batch is computed in, to save memory; the numbers stay the same."""
+    gradient_checkpointing: bool = False
+    """Compute each layer twice instead of keeping what its backward pass needs."""
 
 
 @dataclass(frozen=True, kw_only=True)

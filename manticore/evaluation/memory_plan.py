@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from manticore.evaluation.language import mean_of_logits
 from manticore.evaluation.memory_shadow import Shadow, Tally, bytes_of
 from manticore.training.batches import split_batch
 
@@ -48,6 +49,16 @@ class Memory:
     def to_dict(self) -> dict[str, int]:
         """Parts and total."""
         return {**asdict(self), "total": self.total}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a run whose memory is told by itself."""
+
+    name: str
+    """Such as fine-tuning hybrid."""
+    measure: Callable[[], Memory]
+    """Runs the stage in a shadow; takes seconds."""
 
 
 def training_memory(
@@ -92,6 +103,23 @@ def training_memory(
         optimizer=moments(own),
         activations=peak - at_peak,
     )
+
+
+def text_batch(rows: int, seq_len: int) -> dict[str, Tensor]:
+    """A batch of running text as `BatchSource` makes it."""
+    ids = torch.zeros(rows, seq_len, dtype=torch.long)
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def evaluation_work(seq_len: int, rows: int = 32) -> Callable[[nn.Module], Tensor]:
+    """What `losses_by_kind` does with a batch, for `forward_memory`."""
+
+    def work(model: nn.Module) -> Tensor:
+        ids = text_batch(rows, seq_len)["input_ids"]
+        rule = mean_of_logits([model(input_ids=ids, use_cache=False).logits[:, :-1]])
+        return rule.gather(-1, ids[:, 1:].unsqueeze(-1)).double().sum()
+
+    return work
 
 
 def moments(trained: Sequence[nn.Parameter]) -> int:

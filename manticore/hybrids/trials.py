@@ -27,6 +27,7 @@ from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 from manticore.hybrids.rows import training_flops
 from manticore.hybrids.vocabulary import align_vocabulary
 from manticore.models.fast_paths import bind_fast_paths
+from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
 from manticore.text.prepared import PreparedData, prepare_data
@@ -49,6 +50,8 @@ def train_row(settings: dict[str, Any]) -> dict[str, Any]:
     folder.path.mkdir(parents=True, exist_ok=True)
     data = prepared(recipe, base)
     model = row_model(recipe, row, base, run)
+    if recipe.finetune.gradient_checkpointing:
+        recompute_activations(model)
     result = train(
         model,
         data.batches("train", recipe.finetune.batch_size, batch_seed(recipe)).batch_at,
@@ -173,7 +176,10 @@ def set_mixture(hybrid: ManticoreForCausalLM, values: dict[str, Any]) -> None:
 
 def train_config(section: OptimizerConfig, **changes: Any) -> TrainConfig:
     """The training room's settings for a recipe's section."""
-    names = "steps lr weight_decay beta2 clip warmup_steps schedule checkpoint_every precision"
+    names = (
+        "steps lr weight_decay beta2 clip warmup_steps schedule checkpoint_every precision "
+        "grad_accumulation"
+    )
     fields = {name: getattr(section, name) for name in names.split()}
     return TrainConfig(**{**fields, **changes})
 

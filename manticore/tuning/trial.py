@@ -15,6 +15,7 @@ from manticore.config import dump_yaml
 from manticore.config.adapter_recipe import AdaptRecipe, MethodConfig
 from manticore.config.load import from_plain
 from manticore.config.strict_yaml import parse_yaml
+from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
 from manticore.training import TrainConfig, load_weights, train
@@ -41,6 +42,8 @@ def train_method(settings: dict[str, Any]) -> dict[str, Any]:
     base, run, seed = Path(settings["base"]), Path(settings["run"]), int(settings["seed"])
     tokenizer, data = prepared(recipe, base)
     model = tuned_model(recipe, method, base, data, seed)
+    if recipe.train.gradient_checkpointing:
+        recompute_activations(model)
     steps = settings.get("steps") or steps_of(recipe, data)
     name = row_folder(method.id, settings["lr"], seed, settings.get("steps"))
     folder = RunFolder(run / name)
