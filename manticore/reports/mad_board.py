@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 from manticore.evaluation.mad.pocket import CHOSEN_ON
 from manticore.evaluation.mad.results import Record, load_records
-from manticore.evaluation.mad.score import ArchitectureScore, protocol_of, score
+from manticore.evaluation.mad.score import protocol_of, score
+from manticore.evaluation.mad.score_types import ArchitectureScore
 from manticore.evaluation.mad.settings import SHORT
 from manticore.reports.mad_findings import findings
 from manticore.reports.mad_heatmap import draw_heatmap

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from manticore.evaluation.mad.intervals import t_interval
-from manticore.evaluation.mad.score import ArchitectureScore
+from manticore.evaluation.mad.score_types import ArchitectureScore
 
 
 def findings(scores: Sequence[ArchitectureScore]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from manticore.evaluation.mad.score import ArchitectureScore
+from manticore.evaluation.mad.score_types import ArchitectureScore
 from manticore.evaluation.mad.settings import BASELINES, SHORT
 from manticore.reports.numbers import DASH
 from manticore.reports.svg import Drawing, shorten

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore.evaluation.mad.ranks import RankAgreement, rank_agreement
-from manticore.evaluation.mad.score import ArchitectureScore
+from manticore.evaluation.mad.score_types import ArchitectureScore
 from manticore.evaluation.mad.settings import BASELINES, RECALL_TASKS
 
 TABLES = Path(__file__).parent / "mad_published.json"

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from manticore.reports.front_figure import FrontPoint, draw_front
 from manticore.reports.mad_tables import markdown_of
 from manticore.reports.numbers import DASH, count_text
 from manticore.reports.records import read_json
 from manticore.reports.sections import Cell, Line, Table
-from manticore.reports.svg import Drawing, Scale, tick_texts, ticks
 from manticore.runs import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 COSTS = {"parameters": "parameters", "state": "state", "flops_per_token": "FLOPs per token"}
-WIDTH, HEIGHT = 340.0, 260.0
 
 
 def write_search_report(record: str | Path, out: str | Path) -> None:
@@ -99,44 +97,23 @@ def screening_table(found: Mapping[str, Any]) -> Table:
 
 
 def draw_panel(found: Mapping[str, Any], key: str, title: str) -> Markup:
-    """Score against one cost, on a logarithmic axis; the front is filled."""
+    """Score against one cost."""
     points = [
-        (one, math.log10(max(one["costs"][key], 1)), 100 * one["overall"])
+        FrontPoint(
+            cost=max(one["costs"][key], 1),
+            value=100 * one["overall"],
+            title=f"{one['name']}: {100 * one['overall']:.1f} %, "
+            f"{count_text(one['costs'][key])} {title}",
+            is_front=one["name"] in found["front"],
+        )
         for one in found["scores"]
         if one["costs"][key] is not None and one["overall"] is not None
     ]
-    drawing = Drawing(WIDTH, HEIGHT, f"Score in percent against {title}")
-    drawing.text(0, 12, f"score against {title}", "ink strong")
-    if not points:
-        drawing.text(WIDTH / 2, HEIGHT / 2, "not known", "small", "middle")
-        return drawing.markup()
-    x = _scale([p[1] for p in points], 40, WIDTH - 12)
-    y = _scale([p[2] for p in points], HEIGHT - 34, 28)
-    _axes(drawing, x, y)
-    for one, across, up in points:
-        is_front = one["name"] in found["front"]
-        label = f"{one['name']}: {up:.1f} %, {count_text(one['costs'][key])} {title}"
-        drawing.add(
-            "circle", cx=x(across), cy=y(up), r=5.0 if is_front else 3.5,
-            class_="main dot" if is_front else "quiet dot", title=label,
-        )  # fmt: skip
-    return drawing.markup()
+    return draw_front(points, f"score in percent against {title}", _whole)
 
 
-def _axes(drawing: Drawing, x: Scale, y: Scale) -> None:
-    values = ticks(y.low, y.high, 4)
-    for value, text in zip(values, tick_texts(values), strict=True):
-        drawing.line(x.start, y(value), x.end, y(value), "grid")
-        drawing.text(x.start - 6, y(value) + 4, text, "small", "end")
-    # Logarithmic: a cost is named at both ends and in the middle.
-    for value in (x.low, (x.low + x.high) / 2, x.high):
-        anchor = "start" if value == x.low else "end" if value == x.high else "middle"
-        drawing.text(x(value), HEIGHT - 12, count_text(round(10**value)), "small", anchor)
-
-
-def _scale(values: Sequence[float], start: float, end: float) -> Scale:
-    margin = 0.08 * (max(values) - min(values)) or 0.1
-    return Scale(min(values) - margin, max(values) + margin, start, end)
+def _whole(cost: float) -> str:
+    return count_text(round(cost))
 
 
 def _by_score(found: Mapping[str, Any]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from manticore.evaluation.mad.score import ArchitectureScore, Estimate
+from manticore.evaluation.mad.score_types import ArchitectureScore, Estimate
 from manticore.evaluation.mad.settings import BASELINES, SHORT
 from manticore.reports.mad_published import Comparison, PublishedRow
 from manticore.reports.numbers import DASH, count_text, power_text, seconds_text

@@ -11,6 +11,7 @@ for row in score(load_records(["runs/mad"])):
 
 from manticore.evaluation.mad.protocol import PROFILES, Protocol, protocol
 from manticore.evaluation.mad.results import load_records
-from manticore.evaluation.mad.score import ArchitectureScore, score
+from manticore.evaluation.mad.score import score
+from manticore.evaluation.mad.score_types import ArchitectureScore
 
 __all__ = ["PROFILES", "ArchitectureScore", "Protocol", "load_records", "protocol", "score"]

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from manticore.evaluation.mad.choice import preference
 from manticore.evaluation.mad.entry import Entry
 from manticore.evaluation.mad.plan import Point, plan_trials
 from manticore.evaluation.mad.protocol import Protocol
 from manticore.evaluation.mad.results import Record, ResultsFolder
-from manticore.evaluation.mad.score import is_whole, preference
+from manticore.evaluation.mad.score import is_whole
 from manticore.evaluation.mad.sweep import run_sweep
 
 Rungs = tuple[tuple[float, int], ...]

@@ -18,85 +18,22 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from manticore.evaluation.mad.intervals import t_interval
+from manticore.evaluation.mad.choice import choose
 from manticore.evaluation.mad.protocol import PROFILES, Protocol, protocol, shown_protocol
 from manticore.evaluation.mad.results import Record
+from manticore.evaluation.mad.score_types import (
+    ArchitectureScore,
+    Estimate,
+    TaskScore,
+    full_mean,
+    seed_estimate,
+)
 from manticore.evaluation.mad.settings import BASELINES, RECALL_TASKS
 
 ACCURACIES = ("token_accuracy", "macro_accuracy", "exact_match", "batch_macro_accuracy")
 _ENTRY_KEYS = ("layers", "d_model", "module", "hf_config")
 _PROTOCOL_KEYS = ("profile", "protocol_version", "task_versions", "compat")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean over seeds."""
-
-    mean: float | None
-    """None where something is missing for every seed."""
-    interval: tuple[float, float] | None
-    """95 %, Student's t over seeds; None for a single seed."""
-    per_seed: Mapping[int, float]
-    """Seeds for which nothing is missing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskScore:
-    """One architecture on one task."""
-
-    accuracy: Estimate
-    """The protocol's accuracy on the test split, mean over settings."""
-    normalised: Estimate
-    """(accuracy - chance) / (ceiling - chance), mean over settings."""
-    others: Mapping[str, float | None]
-    """Other measures of the same chosen trials, means over settings and seeds."""
-    settings: Mapping[str, Estimate]
-    """Accuracy of each setting."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArchitectureScore:
-    """One architecture under one protocol."""
-
-    name: str
-    protocol: Mapping[str, Any]
-    """Profile, versions and compatibility."""
-    tasks: Mapping[str, TaskScore]
-    average6: Estimate
-    """Mean over the six tasks."""
-    average5: Estimate
-    """Mean over five: recall and noisy recall count as one."""
-    normalised6: Estimate
-    """Mean over the six normalised scores."""
-    seeds: tuple[int, ...]
-    costs: Mapping[str, int | None]
-    """Parameters, mixing state and FLOPs per token, at vocabulary 16 and 128 tokens."""
-    layers: tuple[Mapping[str, Any], ...]
-    token_mixers: tuple[str, ...]
-    """The different token mixers; more than one makes a striped architecture."""
-    trials: int
-    """Whole trainings recorded."""
-    training_flops: float | None
-    """Of all recorded trainings, screening included."""
-    seconds: float
-    """Of all recorded trainings, on the machine that made them."""
-    diverged: tuple[str, ...] = ()
-    """Trainings whose loss stopped being a number."""
-    missing: tuple[str, ...] = ()
-    """Trainings that the protocol has and the records have not."""
-
-    @property
-    def overall(self) -> float | None:
-        """The average of six, or over fewer tasks if only some were asked for."""
-        if len(self.tasks) == len(BASELINES):
-            return self.average6.mean
-        return _mean([task.accuracy.mean for task in self.tasks.values()])
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return dataclasses.asdict(self)
 
 
 @dataclass
@@ -117,24 +54,6 @@ def score(records: Iterable[Record]) -> list[ArchitectureScore]:
         by_entry[_entry_key(record)].append(record)
     scores = [_score_entry(found) for found in by_entry.values()]
     return sorted(_told_apart(scores), key=_order)
-
-
-def choose(trials: Sequence[Record], rules: Protocol) -> Record | None:
-    """The trial that the selection split prefers: highest accuracy, then lowest loss.
-
-    None if no trial was ever measured.
-    """
-
-    best = max(trials, key=lambda trial: preference(trial, rules), default=None)
-    return best if best and best["result"][rules.selects_on] is not None else None
-
-
-def preference(trial: Record, rules: Protocol) -> tuple[float, float]:
-    """What a higher value of is better: accuracy, then minus the loss, on the selection split."""
-    found = trial["result"][rules.selects_on]
-    if found is None:  # it diverged before its first measurement
-        return -math.inf, -math.inf
-    return found[rules.metric], -float(found["loss"])
 
 
 def protocol_of(record: Record, others: Sequence[Record] = ()) -> Protocol:
@@ -208,14 +127,14 @@ def _score_task(task: str, seen: _Seen, seeds: Sequence[int]) -> TaskScore:
         def value(label: str, seed: int) -> float | None:
             return chosen.get((label, seed), {}).get(key)
 
-        return _estimate({s: _mean([value(label, s) for label in labels]) for s in seeds})
+        return seed_estimate({s: full_mean([value(label, s) for label in labels]) for s in seeds})
 
     return TaskScore(
         accuracy=over_settings("score"),
         normalised=over_settings("normalised"),
         others={key: over_settings(key).mean for key in (*ACCURACIES, "loss")},
         settings={
-            label: _estimate({s: chosen.get((label, s), {}).get("score") for s in seeds})
+            label: seed_estimate({s: chosen.get((label, s), {}).get("score") for s in seeds})
             for label in labels
         },
     )
@@ -247,20 +166,9 @@ def _average(
         values = {task: getattr(t, kind).per_seed.get(seed) for task, t in tasks.items()}
         columns = [values.get(task) for task in BASELINES if not (merged and task in RECALL_TASKS)]
         if merged:
-            columns.append(_mean([values.get(task) for task in RECALL_TASKS]))
-        per_seed[seed] = _mean(columns)
-    return _estimate(per_seed)
-
-
-def _estimate(per_seed: Mapping[int, float | None]) -> Estimate:
-    known = {seed: value for seed, value in per_seed.items() if value is not None}
-    values = list(known.values())
-    return Estimate(mean=_mean(values), interval=t_interval(values), per_seed=known)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+            columns.append(full_mean([values.get(task) for task in RECALL_TASKS]))
+        per_seed[seed] = full_mean(columns)
+    return seed_estimate(per_seed)
 
 
 def _missing(seen: _Seen, seeds: Sequence[int], tasks: Mapping[str, TaskScore]) -> Iterable[str]:

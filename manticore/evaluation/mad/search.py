@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from manticore.evaluation.mad.choice import preference
 from manticore.evaluation.mad.entry import Entry
 from manticore.evaluation.mad.pareto import pareto_front
 from manticore.evaluation.mad.plan import plan_trials
 from manticore.evaluation.mad.protocol import Protocol
 from manticore.evaluation.mad.results import Record, ResultsFolder
-from manticore.evaluation.mad.score import ArchitectureScore, preference, score
+from manticore.evaluation.mad.score import score
+from manticore.evaluation.mad.score_types import ArchitectureScore
 from manticore.evaluation.mad.sweep import run_sweep
 
 COSTS = ("parameters", "state", "flops_per_token")
