@@ -10,14 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manticore.training.batches import split_batch
 from manticore.tuning.evaluate import tuning_loss
 
 ADAM_BYTES = 12
 """Per trained number beside the number itself: gradient and two moments, in float32."""
 
 
-def step_cost(model: nn.Module, batch: dict[str, Any], repeats: int = 3) -> dict[str, float]:
+def step_cost(
+    model: nn.Module, batch: dict[str, Any], pieces: int = 1, repeats: int = 3
+) -> dict[str, float]:
     """Bytes and seconds of one training step; the model is left as it was.
+
+    Args:
+        pieces: that the batch is computed in; one is measured, and its time counted for all.
+        repeats: measurements of the time.
 
     Returns:
         `saved_bytes`: what the backward pass keeps beside the weights, each storage once;
@@ -25,6 +32,7 @@ def step_cost(model: nn.Module, batch: dict[str, Any], repeats: int = 3) -> dict
         `step_seconds`: processor time on a CPU, wall time elsewhere, the median of `repeats`.
     """
     device = next(model.parameters()).device
+    batch = split_batch(batch, pieces)[0]
     batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     was_training = model.training
     model.train()
@@ -45,7 +53,7 @@ def step_cost(model: nn.Module, batch: dict[str, Any], repeats: int = 3) -> dict
         "saved_bytes": float(saved),
         "state_bytes": float(state),
         "memory_bytes": float(saved + state),
-        "step_seconds": median(times),
+        "step_seconds": pieces * median(times),
     }
 
 

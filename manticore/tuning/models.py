@@ -45,7 +45,15 @@ def tuned_model(
         bind_fast_paths(model.base_model)
         if method.method == FULL and recipe.model.quantization != "none":
             raise ValueError("Quantized weights cannot be trained. Leave model.quantization out.")
-        return wrapped_model(model, method, len(data.labels) > 0)
+        return _placed(wrapped_model(model, method, len(data.labels) > 0))
+
+
+def _placed(model: torch.nn.Module) -> torch.nn.Module:
+    """The model on the accelerator, if there is one and loading has not placed it already."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None or getattr(model, "hf_device_map", None):
+        return model
+    return model.to(device)
 
 
 def wrapped_model(

@@ -49,9 +49,9 @@ def train_method(settings: dict[str, Any]) -> dict[str, Any]:
     folder = RunFolder(run / name)
     folder.path.mkdir(parents=True, exist_ok=True)
     batches = data.batches(recipe.train.batch_size, derive_seed(seed, recipe.name, "batches"))
-    cost = step_cost(model, batches.batch_at(0)) if settings.get("cost", True) else {}
     parameters = trainable_parameters(model)
     with without_fused_kernels(model) if method.method != FULL else nullcontext():
+        cost = step_cost(model, batches.batch_at(0), recipe.train.grad_accumulation)
         result = train(
             model,
             batches.batch_at,
