@@ -74,6 +74,22 @@ def test_alpacas_prompt_leaves_the_input_out_where_there_is_none(tmp_path) -> No
     assert "Input" not in bare.prompt
 
 
+def test_the_prompt_of_llm_adapters_is_theirs_letter_by_letter(tmp_path) -> None:
+    path = write_rows(
+        tmp_path / "rows.jsonl", [{"instruction": "Add.", "input": "", "output": "3"}]
+    )
+    (found,) = examples(path, format="instruction", prompt="llm-adapters")
+    assert found.prompt + found.answer == (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.  # noqa: E501\n\n"
+        "                ### Instruction:\n"
+        "                Add.\n"
+        "                \n"
+        "                ### Response:\n"
+        "                3"
+    )
+
+
 def test_glues_tsv_has_columns_by_name_and_keeps_quotes(tmp_path) -> None:
     path = tmp_path / "cola.tsv"
     path.write_text('gj04\t1\t\tShe said "no.\ngj04\t0\t*\tSaid she\n')
