@@ -55,6 +55,9 @@ VERBS: dict[str, Verb] = {
     "adapt run": Verb(
         module="manticore.cli.adapt_run", group="adapt", help="fine-tune by several methods"
     ),
+    "adapt search": Verb(
+        module="manticore.cli.adapt_search", group="adapt", help="search the shape of an adapter"
+    ),
     "adapt coverage": Verb(
         module="manticore.cli.adapt_coverage", group="adapt", help="layers that an adapter reaches"
     ),

@@ -49,10 +49,10 @@ def test_the_dry_run_of_every_stage_works(name, verb, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_command_in_a_recipes_comment_is_about_it_and_parses(name):
     text = (recipes_root() / name).read_text(encoding="utf-8")
-    verb = VERB_OF_KIND[KINDS[name]]
-    commands = re.findall(rf"^#\s+manticore {verb} (.*)$", text, flags=re.MULTILINE)
+    verbs = [VERB_OF_KIND[KINDS[name]], "adapt search"]
+    commands = re.findall(rf"^#\s+manticore ({'|'.join(verbs)}) (.*)$", text, flags=re.MULTILINE)
     assert commands
-    for command in commands:
+    for verb, command in commands:
         parser, _ = verb_parser(verb)
         args = parser.parse_intermixed_args(command.split())
         assert args.recipe == f"recipes/{name}"

@@ -1,0 +1,91 @@
+"""The report of a search over adapter shapes: front, table, rungs, and what to say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from manticore.reports.adapters import HIGHER_IS_BETTER, NAMES, method_table, render_page
+from manticore.reports.front_figure import FrontPoint, draw_front
+from manticore.reports.mad_tables import markdown_of, text_of
+from manticore.reports.numbers import DASH, bytes_text, count_text, loss_text
+from manticore.reports.records import read_json
+from manticore.reports.sections import Cell, Line, Table
+from manticore.runs import write_text
+
+COSTS = {
+    "parameters": ("parameters", lambda value: count_text(round(value))),
+    "memory_bytes": ("memory of a step", bytes_text),
+    "step_seconds": ("time of a step", lambda value: f"{1000 * value:.0f} ms"),
+}
+
+
+def search_text(result: Mapping[str, Any]) -> list[str]:
+    """The table for a terminal, with what follows from it."""
+    return [*text_of(method_table(result)), *result["notes"]]
+
+
+def search_markdown(result: Mapping[str, Any]) -> str:
+    """Tables and notes as Markdown."""
+    tables = [markdown_of(method_table(result)), markdown_of(rung_table(result))]
+    fronts = [
+        f"- Front of {NAMES[result['metrics'][0]]} against {COSTS[key][0]}: "
+        + ", ".join(_label(result, name) for name in names)
+        for key, names in result["front"].items()
+    ]
+    notes = [f"- {note}" for note in result["notes"]]
+    return "\n\n".join([*tables, "\n".join([*fronts, *notes])])
+
+
+def write_search_report(record: str | Path, out: str | Path) -> None:
+    """Write a search's result.json as a page, or as Markdown for a name ending with .md."""
+    result = read_json(Path(record))
+    if Path(out).suffix == ".md":
+        write_text(out, f"# {result['name']}\n\n{search_markdown(result)}\n")
+        return
+    panels = [draw_panel(result, key) for key in result["front"]]
+    write_text(out, render_page(result, [method_table(result), rung_table(result)], panels))
+
+
+def draw_panel(result: Mapping[str, Any], key: str) -> Markup:
+    """The first measure against one cost, of all adapters."""
+    metric, (title, text) = result["metrics"][0], COSTS[key]
+    points = [
+        FrontPoint(
+            cost=max(float(row[key]), 1e-6),
+            value=float(row["mean"][metric]),
+            title=f"{row['label']}: {loss_text(row['mean'][metric])}, {text(row[key])}",
+            is_front=row["id"] in result["front"][key],
+        )
+        for row in result["rows"]
+        if row["method"] != "full"
+    ]
+    better = "higher" if metric in HIGHER_IS_BETTER else "lower"
+    return draw_front(points, f"{NAMES[metric]} ({better} is better) against {title}", text)
+
+
+def rung_table(result: Mapping[str, Any]) -> Table:
+    """What each rung saw of each shape; bold where it was kept."""
+    history = result["history"]
+    names = list(history[0]["scores"]) if history else []
+    names.sort(key=lambda name: -sum(name in rung["scores"] for rung in history))
+    lines = [Line(label=name, cells=[_rung_cell(rung, name) for rung in history]) for name in names]
+    header = ["shape (blocks x rank)", *(f"after {rung['steps']} steps" for rung in history)]
+    return Table(
+        caption="Screening: the validation measure that chooses the rate, bold where kept",
+        header=header,
+        lines=lines,
+    )
+
+
+def _rung_cell(rung: Mapping[str, Any], name: str) -> Cell:
+    if name not in rung["scores"]:
+        return Cell(text=DASH)
+    return Cell(text=loss_text(rung["scores"][name]), best=name in rung["kept"])
+
+
+def _label(result: Mapping[str, Any], name: str) -> str:
+    return next(str(row["label"]) for row in result["rows"] if row["id"] == name)
