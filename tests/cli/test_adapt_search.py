@@ -1,0 +1,81 @@
+"""The verb that searches adapter shapes: a whole run, a second one, a dry run, bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from manticore.cli.main import main
+from tests.tuning.tiny_recipes import METHODS, plain_recipe, save_model, sums, write_rows
+
+SEARCH = {
+    "budget": 600, "nblocks": [1, 2], "block_ranks": [1, 2], "probe_steps": 1, "candidates": 3,
+    "rungs": [1, 2], "finalists": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "model")
+    write_rows(tmp_path / "rows.jsonl", sums(40))
+    return tmp_path
+
+
+def write(folder: Path, search: dict[str, Any] | None) -> list[str]:
+    plain = {**plain_recipe(folder / "model", folder / "rows.jsonl", rates={})}
+    plain["methods"] = [method for method in METHODS if method["id"] == "lora"]
+    plain.pop("goals", None)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**plain, "search": search}))
+    return ["adapt", "search", "tiny.yaml"]
+
+
+def test_a_search_stays_within_its_budget_and_continues_where_it_was(folder, capsys):
+    command = [*write(folder, SEARCH), "--out", "run", "--quiet"]
+    assert main(command) == 0
+    capsys.readouterr()
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert [len(rung["scores"]) for rung in result["history"]] == [3, 2]
+    found = [row for row in result["rows"] if row["id"].startswith("search-")]
+    assert len(found) == 1
+    assert found[0]["parameters"] <= SEARCH["budget"]
+    settings = result["finalists"][found[0]["id"]]
+    assert settings["parameters"] == found[0]["parameters"]
+    assert {row["id"] for row in result["rows"]} == {"lora", found[0]["id"]}
+    assert set(result["front"]) == {"parameters", "memory_bytes", "step_seconds"}
+    page = (folder / "run" / "report.html").read_text()
+    assert page.count("<circle") == 3 * 2
+    assert "Screening" in page
+    trials = {path: path.stat().st_mtime_ns for path in (folder / "run" / "trials").glob("*.json")}
+    (folder / "run" / "result.json").unlink()  # as if it had been killed before the end
+    assert main(command) == 0
+    assert trials == {p: p.stat().st_mtime_ns for p in (folder / "run" / "trials").glob("*.json")}
+    assert json.loads((folder / "run" / "result.json").read_text())["rows"] == result["rows"]
+
+
+def test_a_dry_run_says_what_would_be_searched(folder, capsys):
+    assert main([*write(folder, SEARCH), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "4 shapes for each kind of module within 600 parameters" in said
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        (None, "has no section `search`"),
+        ({**SEARCH, "budget": 3}, r"1 x 1 on dense alone has 64 parameters"),
+        ({**SEARCH, "nblocks": [0]}, "search.nblocks"),
+        ({**SEARCH, "keep": 1.5}, "search.keep=1.5"),
+        ({**SEARCH, "probe": "hessian"}, "gradient"),
+    ],
+)
+def test_a_search_that_cannot_be_done_is_refused(folder, capsys, search, message):
+    assert main([*write(folder, search), "--out", "run", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said), said
