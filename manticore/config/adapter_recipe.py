@@ -12,7 +12,7 @@ from typing import Literal
 from manticore.config.recipes import OptimizerConfig, SplitConfig
 
 Setting = int | float | str | bool | list[str] | dict[str, int] | None
-METRICS = ("loss", "accuracy", "matthews", "exact-match", "bits-per-byte")
+HIGHER_IS_BETTER = ("accuracy", "matthews", "exact-match")
 Metric = Literal["loss", "accuracy", "matthews", "exact-match", "bits-per-byte"]
 
 

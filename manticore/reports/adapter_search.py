@@ -8,7 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from manticore.reports.adapters import HIGHER_IS_BETTER, NAMES, method_table, render_page
+from manticore.config.adapter_recipe import HIGHER_IS_BETTER
+from manticore.reports.adapters import NAMES, method_table, render_page
 from manticore.reports.front_figure import FrontPoint, draw_front
 from manticore.reports.mad_tables import markdown_of, text_of
 from manticore.reports.numbers import DASH, bytes_text, count_text, loss_text

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from manticore.config.adapter_recipe import HIGHER_IS_BETTER
 from manticore.reports.mad_tables import markdown_of, text_of
 from manticore.reports.numbers import DASH, bytes_text, count_text, loss_text, spread_text
 from manticore.reports.records import read_json
@@ -16,7 +17,6 @@ from manticore.reports.sections import Cell, Line, Table
 from manticore.runs import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
-HIGHER_IS_BETTER = ("accuracy", "matthews", "exact-match")
 NAMES = {
     "loss": "nats",
     "accuracy": "accuracy",

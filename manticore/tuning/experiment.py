@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from manticore.config import to_plain
-from manticore.config.adapter_recipe import AdaptRecipe, MethodConfig
+from manticore.config.adapter_recipe import HIGHER_IS_BETTER, AdaptRecipe, MethodConfig
 from manticore.runs import RunFolder
 from manticore.training import Trial, run_trials
 from manticore.tuning.evaluate import measure
 from manticore.tuning.trial import prepared, train_method, trained_model, trial_recipe
-
-HIGHER_IS_BETTER = ("accuracy", "matthews", "exact-match")
 
 
 @dataclasses.dataclass

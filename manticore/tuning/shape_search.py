@@ -14,10 +14,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manticore.config.adapter_recipe import AdaptRecipe, MethodConfig, ShapeSearchConfig
+from manticore.config.adapter_recipe import (
+    HIGHER_IS_BETTER,
+    AdaptRecipe,
+    MethodConfig,
+    ShapeSearchConfig,
+)
 from manticore.evaluation.mad.pareto import pareto_front
 from manticore.seeds import derive_seed
-from manticore.tuning.experiment import HIGHER_IS_BETTER, TuningExperiment, badness
+from manticore.tuning.experiment import TuningExperiment, badness
 from manticore.tuning.models import tuned_model
 from manticore.tuning.one_shot import values_of, weight_changes
 from manticore.tuning.shapes import (
