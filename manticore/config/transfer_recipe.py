@@ -130,6 +130,10 @@ class TransferRecipe:
         ids = [row.id for row in self.rows]
         if not ids or len(set(ids)) < len(ids):
             raise ValueError(f"rows need ids, each once; given: {', '.join(ids) or 'none'}.")
+        if "teacher" in ids:
+            raise ValueError(
+                "A row has the id 'teacher', which tables keep for the teacher itself."
+            )
         for row in self.rows:
             self._check_row(row)
         for goal in self.goals:

@@ -1,0 +1,172 @@
+"""The verbs that convert: plans, dry runs, a whole run, a kill in the middle, errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from manticore.cli.main import main
+from manticore.conversion.modeling_converted import ConvertedForCausalLM
+from tests.conversion.students import plain_recipe, teacher_folder
+
+ROWS: list[dict[str, Any]] = [
+    {"id": "scratch", "label": "<b>From scratch", "copy": "scratch"},
+    {"id": "paper", "label": "The paper", "freeze": True},
+    {"id": "kept", "label": "Aligned", "copy": "all", "align": 2, "distil": True, "keep": [1]},
+]
+GOALS = [
+    {"kind": "better-by", "row": "kept", "than": "scratch", "amount": 99.0},
+    {"kind": "near-teacher", "row": "kept", "amount": 99.0},
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return teacher_folder(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(home)
+    return home
+
+
+def write(folder: Path, name: str = "tiny", **changes: Any) -> list[str]:
+    """Write a recipe of seconds; return the command that runs it."""
+    plain = {**plain_recipe(ROWS, goals=GOALS), "validate_every": 3, **changes}
+    plain["train"] = {**plain["train"], "steps": 6}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(plain))
+    return ["transfer", "run", f"{name}.yaml"]
+
+
+# A whole run
+
+
+def test_a_run_writes_table_report_and_models(folder: Path, capsys) -> None:
+    samples = {"prompts": ["1 plus 2 is"], "max_new_tokens": 3}
+    command = write(folder, samples=samples)
+    assert main([*command, "--seeds", "0,1", "--out", "run", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "Aligned, before training" in said
+    assert "(goal: at least 99): not met" in said
+
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert result["command"] == "manticore transfer run tiny.yaml --seeds 0,1 --out run"
+    assert [row["seeds"] for row in result["rows"]] == [[0, 1]] * 3
+    assert [goal["met"] for goal in result["goals"]] == [False, True]
+    # 6 steps of 4 rows of 16 tokens, whatever the stages were.
+    assert {row["tokens"] for row in result["rows"]} == {6 * 4 * 16}
+    scratch, paper, kept = result["rows"]
+    assert scratch["teacher_flops"] == paper["teacher_flops"] == 0 < kept["teacher_flops"]
+    assert result["plans"]["kept"]["layers"] == ["retention", "attention"]
+    assert {one["row"] for one in result["samples"]} == {"teacher", "scratch", "paper", "kept"}
+
+    table = (folder / "run" / "table.md").read_text()
+    assert table.startswith("| student | loss | at start | bits per byte |")
+    page = (folder / "run" / "report.html").read_text()
+    assert "&lt;b&gt;From scratch" in page
+    assert "<b>From scratch" not in page
+    assert "<script" not in page
+    for heading in ("The ladder", "Which layers are attention", "Samples beside the teacher"):
+        assert heading in page
+    assert "layer 1: attention" in page
+
+    model = ConvertedForCausalLM.from_pretrained(folder / "run" / "models" / "kept")
+    kinds = [layer["mixer"] for layer in model.config.layers]
+    assert kinds == ["retention", "attention"]
+
+
+def test_what_is_finished_is_not_done_again(folder: Path, monkeypatch, capsys) -> None:
+    """Killed inside the second row, the same command goes on with it and keeps the first."""
+    from manticore.conversion import experiment
+
+    command = [*write(folder, name="killed", goals=[]), "--out", "killed", "--quiet"]
+    trained: list[str] = []
+    real = experiment.train_student
+
+    def dying(settings: dict[str, Any]) -> dict[str, Any]:
+        trained.append(settings["row"]["id"])
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return real(settings)
+
+    dying.__module__, dying.__qualname__ = real.__module__, real.__qualname__
+    monkeypatch.setattr(experiment, "train_student", dying)
+    assert main(command) == 130
+    assert main(command) == 0
+    assert trained == ["scratch", "paper", "paper", "kept"]
+    assert main(command) == 0  # the whole run is there: nothing is trained
+    assert len(trained) == 4
+
+
+# Plans
+
+
+def test_a_dry_run_tells_plans_and_trainings_and_writes_nothing(folder: Path, capsys) -> None:
+    command = write(folder)
+    before = sorted(path.name for path in folder.iterdir())
+    assert main([*command, "--dry-run", "--seeds", "0,1,2"]) == 0
+    said = capsys.readouterr().out
+    assert "kept: " in said
+    assert "transfer, align 2 steps, train 4 steps (distil)" in said
+    assert "transfer, train 6 steps (freeze)" in said
+    assert "trainings: 9" in said
+    assert "model.layers.0.mixer.gate.weight" in said
+    assert "would write: runs/tiny/result.json" in said
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_show_lists_every_tensor(folder: Path, capsys) -> None:
+    command = ["transfer", "show", "teacher", "--mixer", "retention", "--keep", "1"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "gpt_neox.embed_in.weight" in said
+    assert "inherited: " in said
+    assert main([*command, "--copy", "all", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["layers"] == ["retention", "attention"]
+    rows = [row for row in plan["rows"] if row["target"] and row["how"] != "tied"]
+    assert sum(torch.Size(row["shape"]).numel() for row in rows) == plan["parameters"]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rows": [{"id": "a", "label": "a", "mixer": "retentoin"}]}, "Row a: Unknown mixer"),
+        (
+            {"rows": [{"id": "a", "label": "a", "mixer": "retention", "keep": [7]}]},
+            "keep names layer 7",
+        ),
+        (
+            {"rows": [{"id": "a", "label": "a", "mixer": "retention", "settings": {"memory": 3}}]},
+            "has no setting 'memory'",
+        ),
+        ({"teacher": {"path": "./nothing"}}, "nothing"),
+        ({"wrong": 1}, "wrong"),
+    ],
+)
+def test_bad_recipes_say_what_to_mend(folder: Path, capsys, changes: Any, says: str) -> None:
+    command = write(folder, name="bad", goals=[], **changes)
+    assert main([*command, "--out", "bad"]) == 2
+    assert says in capsys.readouterr().err
+    assert not (folder / "bad").exists()
+
+
+def test_another_tokenizer_than_the_teachers_is_refused(folder: Path, capsys) -> None:
+    zoo = Path(__file__).resolve().parents[2] / "recipes" / "zoo"
+    command = write(folder, name="other", goals=[])
+    assert main([*command, "--out", "other", f"data.tokenizer={zoo / 'stories260k'}"]) == 2
+    assert "tokenizer" in capsys.readouterr().err
+
+
+def test_show_refuses_layers_that_are_no_numbers(folder: Path, capsys) -> None:
+    assert main(["transfer", "show", "teacher", "--keep", "one"]) == 2
+    assert "--keep one is not a list of layers" in capsys.readouterr().err
