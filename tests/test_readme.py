@@ -12,10 +12,13 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_snippet_runs_and_prints_the_shape_it_shows(capsys, monkeypatch):
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_every_snippet_runs_and_prints_what_it_shows(snippet, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    snippet = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
-    shown = re.search(r"# (torch\.Size\(.*?\))", snippet).group(1)
+    shown = re.search(r"print\(.*?\)  # (.*)", snippet).group(1)
     exec(compile(snippet, "README.md", "exec"), {})  # our own file, checked in
     assert shown in capsys.readouterr().out
 
