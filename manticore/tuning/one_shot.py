@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from manticore.adapters.monarch import project, to_dense
 from manticore.training import ParameterGroup, TrainConfig, train
+from manticore.training.batches import move_batch
 from manticore.tuning.evaluate import tuning_loss
 from manticore.tuning.shapes import NONE, Choice, ModuleKind, choices
 
 PROBES = ("gradient", "short-run")
+Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def weight_changes(
@@ -33,6 +35,7 @@ def weight_changes(
     steps: int,
     lr: float,
     seed: int = 0,
+    loss_fn: Loss = tuning_loss,
 ) -> dict[str, Tensor]:
     """The change of every module of these kinds: name -> (out_features, in_features).
 
@@ -41,6 +44,7 @@ def weight_changes(
         probe: `gradient` or `short-run`.
         steps: batches of the gradient, or steps of the run.
         lr: of the run, by AdamW at a constant rate.
+        loss_fn: of a model and a batch.
     """
     if probe not in PROBES:
         raise ValueError(f"Unknown probe {probe!r}. Known: {', '.join(PROBES)}.")
@@ -50,9 +54,9 @@ def weight_changes(
     for weight in weights.values():
         weight.requires_grad_(True)
     if probe == "gradient":
-        found = _gradients(working, weights, batch_at, steps)
+        found = _gradients(working, weights, batch_at, steps, loss_fn)
     else:
-        found = _run(working, weights, batch_at, steps, lr, seed)
+        found = _run(working, weights, batch_at, steps, lr, seed, loss_fn)
     return {name: _oriented(modules[name], change) for name, change in found.items()}
 
 
@@ -88,10 +92,12 @@ def _gradients(
     weights: Mapping[str, nn.Parameter],
     batch_at: Callable[[int], Any],
     steps: int,
+    loss_fn: Loss,
 ) -> dict[str, Tensor]:
     model.eval()  # no dropout: a look at the data alone
+    device = next(iter(weights.values())).device
     for step in range(steps):
-        (tuning_loss(model, batch_at(step)) / steps).backward()
+        (loss_fn(model, move_batch(batch_at(step), device)) / steps).backward()
     zero = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     return {n: zero[n] if w.grad is None else -w.grad.detach() for n, w in weights.items()}
 
@@ -103,6 +109,7 @@ def _run(
     steps: int,
     lr: float,
     seed: int,
+    loss_fn: Loss,
 ) -> dict[str, Tensor]:
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     train(
@@ -110,7 +117,7 @@ def _run(
         batch_at,
         TrainConfig(steps=steps, lr=lr, weight_decay=0.0, schedule="constant", warmup_steps=0),
         parameters={"probed": ParameterGroup(parameters=weights.values())},
-        loss_fn=tuning_loss,
+        loss_fn=loss_fn,
         progress=False,
         seed=seed,
     )
