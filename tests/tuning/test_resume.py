@@ -52,7 +52,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch) -> Non
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert killed.returncode == -9, killed.stdout + killed.stderr
     assert not (tmp_path / "killed" / "result.json").exists()
