@@ -1,8 +1,8 @@
-"""Show what an architecture of mixers costs, and whether two may be compared.
+"""Show what an architecture of mixers costs, and which two may be compared.
 
 LAYERS are the layers in order, or the name of a preset (Transformer, Mamba, StripedHyena, ...). A
-layer is a mixer's name, with settings where the defaults do not fit: mh-attention:n_heads=4. Two
-architectures are separated by a "/".
+layer is a mixer's name, with settings where the defaults do not fit: mh-attention:n_heads=4. A
+"/" separates architectures.
 
 Example:
     manticore mad show mh-attention swiglu mamba swiglu
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,6 @@ def run(args: argparse.Namespace) -> int:
     from manticore.models.architectures import (
         PRESETS,
         architecture_costs,
-        comparability,
         find_preset,
     )
 
@@ -56,11 +56,11 @@ def run(args: argparse.Namespace) -> int:
     size = {"d_model": args.d_model, "seq_len": args.seq_len, "vocab_size": args.vocab_size}
     check_size(size)
     costs = [architecture_costs(words, **size) for words in given]
-    reasons = [comparability(costs[0], other) for other in costs[1:]]
+    pairs = compare(costs)
     if args.json:
-        print(json.dumps(as_json(costs, reasons), indent=2))
+        print(json.dumps(as_json(costs, pairs), indent=2))
     else:
-        print("\n\n".join(["\n".join(table(cost)) for cost in costs] + verdicts(reasons)))
+        print("\n\n".join(["\n".join(table(cost)) for cost in costs] + verdicts(costs, pairs)))
     return 0
 
 
@@ -109,25 +109,43 @@ def table(cost: ArchitectureCosts) -> list[str]:
     return lines
 
 
-def verdicts(reasons: list[list[str]]) -> list[str]:
-    """Whether the first may be compared with each of the others."""
+def compare(costs: list[ArchitectureCosts]) -> list[tuple[int, int, list[str]]]:
+    """Every two of them, and why they should not be compared (nothing: they may be)."""
+    from manticore.models.architectures import comparability
+
+    pairs = itertools.combinations(range(len(costs)), 2)
+    return [(one, other, comparability(costs[one], costs[other])) for one, other in pairs]
+
+
+def verdicts(costs: list[ArchitectureCosts], pairs: list[tuple[int, int, list[str]]]) -> list[str]:
+    """Whether every two of them may be compared."""
     blocks = []
-    for number, found in enumerate(reasons, start=2):
-        which = f"1 and {number}" if len(reasons) > 1 else "the two"
+    for one, other, found in pairs:
+        which = " and ".join(" ".join(costs[i].layers) for i in (one, other))
         if found:
             listed = "\n".join(f"  - {reason}" for reason in found)
-            blocks.append(f"not comparable ({which}):\n{listed}")
+            blocks.append(f"not comparable: {which}\n{listed}")
         else:
-            blocks.append(f"comparable ({which}): equal size, state and cost within the limits")
+            grows = costs[one].has_growing_state or costs[other].has_growing_state
+            state = "attention's state is exempt" if grows else "equal mixing state"
+            blocks.append(
+                f"comparable: {which}\n  equal sizes; parameters and FLOPs within the limits; "
+                f"{state}"
+            )
     return blocks
 
 
-def as_json(costs: list[ArchitectureCosts], reasons: list[list[str]]) -> dict[str, Any]:
-    """The same as data; reasons compare the first architecture with each other one."""
+def as_json(
+    costs: list[ArchitectureCosts], pairs: list[tuple[int, int, list[str]]]
+) -> dict[str, Any]:
+    """The same as data; a pair is two indices, and comparable if it has no reasons."""
     return {
         "architectures": [
             {**dataclasses.asdict(cost), "has_growing_state": cost.has_growing_state}
             for cost in costs
         ],
-        "not_comparable_because": reasons,
+        "pairs": [
+            {"architectures": [one, other], "not_comparable_because": found}
+            for one, other, found in pairs
+        ],
     }

@@ -157,7 +157,7 @@ def _section(
 def _flaws(scores: Sequence[ArchitectureScore]) -> list[str]:
     found = []
     for one in scores:
-        found += [f"{one.name} diverged: {title}" for title in one.diverged]
+        found += [f"{one.name} diverged: {title}" for title in sorted(one.diverged)]
         found += [f"{one.name} is missing: {title}" for title in one.missing]
     return found
 

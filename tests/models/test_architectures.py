@@ -1,6 +1,7 @@
 """Named architectures have the sizes that the paper gives them, and unequal ones are told apart."""
 
 import argparse
+import json
 import re
 
 import pytest
@@ -125,12 +126,21 @@ def test_show_prints_costs_and_says_what_is_not_comparable(capsys) -> None:
     assert "mixing state: 2,048 against 4,096" in printed
     assert f"{architecture_costs('RWKV5').parameters:,}" in printed
     show("rwkv6", "rwkv6-channel", "/", "rwkv6", "rwkv6-channel")
-    assert "\ncomparable (the two)" in capsys.readouterr().out
+    assert "\ncomparable: rwkv6 rwkv6-channel and rwkv6 rwkv6-channel" in capsys.readouterr().out
     show("mh-attention", "rwkv6-channel", "--json")
     assert '"has_growing_state": true' in capsys.readouterr().out
     show()
     listed = capsys.readouterr().out
     assert all(name in listed for name in PRESETS)
+
+
+def test_show_names_every_two_that_are_not_comparable(capsys) -> None:
+    show("RWKV5", "/", "RWKV6", "/", "mh-attention", "rwkv6-channel", "--json")
+    pairs = json.loads(capsys.readouterr().out)["pairs"]
+    assert [pair["architectures"] for pair in pairs] == [[0, 1], [0, 2], [1, 2]]
+    assert all("parameters" in pair["not_comparable_because"][0] for pair in pairs[1:])
+    show("Transformer", "--against", "Transformer")
+    assert "attention's state is exempt" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

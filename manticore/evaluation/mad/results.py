@@ -3,7 +3,9 @@
 ```
 sweep.json           which protocol, in which version
 trials/<key>.json    one record for each finished training
+trials/<key>.torn    a record that could not be read, and was trained again
 errors/<key>.txt     why a training could not be run, until it can
+.steps/<key>         steps of the trainings in flight, for the bar
 ```
 """
 
