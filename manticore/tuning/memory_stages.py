@@ -110,10 +110,10 @@ def _batch(recipe: AdaptRecipe, rows: int) -> dict[str, Any]:
     length = recipe.data.seq_len
     if recipe.data.format == "text":
         return text_batch(rows, length)
-    return collate([_row(recipe, max(1, length - (row > 0))) for row in range(rows)], pad=0)
+    return collate([example_row(recipe, max(1, length - (row > 0))) for row in range(rows)], pad=0)
 
 
-def _row(recipe: AdaptRecipe, length: int) -> Encoded:
+def example_row(recipe: AdaptRecipe, length: int) -> Encoded:
     """An example of so many tokens: a class to choose, or an answer to say."""
     is_classifier = recipe.data.format == "classification"
     ids = np.zeros(length, np.int32)

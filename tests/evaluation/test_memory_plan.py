@@ -131,13 +131,13 @@ def test_planned_training_is_what_a_training_allocates(build):
 
 
 def test_pieces_of_a_batch_bfloat16_and_checkpointing_are_planned_as_they_are_allocated():
-    for how, real in (
-        ({"pieces": 4}, {"grad_accumulation": 4}),
-        ({"precision": "bf16"}, {"precision": "bf16"}),
-        ({"checkpointing": True}, {"checkpointing": True}),
+    for build, how, real in (
+        (llama, {"pieces": 4}, {"grad_accumulation": 4}),
+        (llama, {"precision": "bf16"}, {"precision": "bf16"}),
+        (hybrid, {"checkpointing": True}, {"checkpointing": True}),
     ):
-        memory, _ = planned(hybrid, **how)
-        assert memory.total == pytest.approx(real_training(hybrid, **real), rel=TOLERANCE), how
+        memory, _ = planned(build, **how)
+        assert memory.total == pytest.approx(real_training(build, **real), rel=TOLERANCE), how
 
 
 def test_planned_generation_is_what_a_generation_allocates(build):
@@ -163,9 +163,9 @@ def check_generation(build: Callable[[], Any], prompt: int, new: int) -> None:
     assert memory.cache > 0
 
 
-def test_parts_are_those_of_the_model_and_of_adamw(build):
-    memory, model = planned(build, pieces=2)
-    real = build()
+def test_parts_are_those_of_the_model_and_of_adamw():
+    memory, model = planned(lora, pieces=2)
+    real = lora()
     trained = [p for p in real.parameters() if p.requires_grad]
     assert memory.weights == bytes_of([*real.parameters(), *real.buffers()])
     # Two moments like each parameter, and a float32 count of steps for each.

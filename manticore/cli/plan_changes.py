@@ -1,0 +1,167 @@
+"""What to change in a recipe so that it needs less memory, the most useful first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from manticore.evaluation.memory_plan import Memory, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One way to need less memory."""
+
+    title: str
+    """What it does, and what it costs."""
+    keys: tuple[str, ...] = ()
+    """The same as key=value of the recipe."""
+    adapters: bool = False
+    """Train adapters instead of all weights."""
+    is_last_resort: bool = False
+    """It changes what is learned from, so it does not join the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A change and the memory that the run needs after it."""
+
+    change: Change
+    total: int
+    """Bytes of the largest stage."""
+
+
+SECTIONS = {"pretrain": "train", "hybrid": "finetune", "adapt": "train"}
+"""Where a kind of recipe says how it trains."""
+
+
+def measure_changes(
+    recipe: Any,
+    rebuild: Callable[[Change], list[Stage]],
+    measured: dict[str, Memory],
+    budget: int | None,
+) -> Iterator[Outcome]:
+    """Each change by itself, then all that have keys together.
+
+    Args:
+        recipe: of any kind.
+        rebuild: the stages of the recipe after a change.
+        measured: memory of the unchanged stages, by name. Those that do not fit are measured
+            again, or the largest if there is no budget.
+    """
+    largest = max(memory.total for memory in measured.values())
+    limit = largest - 1 if budget is None else budget
+    kept = max((m.total for m in measured.values() if m.total <= limit), default=0)
+    names = [name for name, memory in measured.items() if memory.total > limit]
+
+    def total(change: Change) -> int:
+        stages = {stage.name: stage for stage in rebuild(change)}
+        return max([kept, *(stages[name].measure().total for name in names if name in stages)])
+
+    useful: list[Change] = []
+    for ladder in ladders(recipe):
+        outcome = _first_that_fits(ladder, total, limit if budget is not None else None)
+        if outcome is not None and outcome.total < 0.99 * largest:
+            useful.append(outcome.change)
+            yield outcome
+    harmless = [change for change in useful if change.keys and not change.is_last_resort]
+    if len(harmless) > 1:
+        keys = tuple(key for change in harmless for key in change.keys)
+        together = Change(title="these together", keys=keys)
+        yield Outcome(change=together, total=total(together))
+
+
+def _first_that_fits(
+    ladder: Sequence[Change], total: Callable[[Change], int], budget: int | None
+) -> Outcome | None:
+    """The mildest rung that fits, or the last that helps; without a budget the first."""
+    best = None
+    for change in ladder:
+        outcome = Outcome(change=change, total=total(change))
+        if best is not None and outcome.total >= best.total:
+            break
+        best = outcome
+        if budget is None or best.total <= budget:
+            break
+    return best
+
+
+def ladders(recipe: Any) -> Iterator[list[Change]]:
+    """Ways to need less, in order of usefulness, each as rungs from mild to strong."""
+    section = SECTIONS[recipe.kind]
+    training = getattr(recipe, section)
+    yield [
+        Change(
+            title=f"each batch of {training.batch_size} in {pieces} pieces: same numbers, slower",
+            keys=(f"{section}.grad_accumulation={pieces}",),
+        )
+        for pieces in _pieces(training.batch_size, training.grad_accumulation)
+    ]
+    if not training.gradient_checkpointing:
+        title = "compute layers twice instead of keeping them: same numbers, a third slower"
+        yield [Change(title=title, keys=(f"{section}.gradient_checkpointing=true",))]
+    if training.precision == "fp32":
+        title = "matrix products in bfloat16: faster on a GPU, rounds"
+        yield [Change(title=title, keys=(f"{section}.precision=bf16",))]
+    if recipe.kind == "adapt" and recipe.model.dtype == "fp32":
+        title = "weights in bfloat16 (adapters stay in float32)"
+        yield [Change(title=title, keys=("model.dtype=bf16",))]
+    if recipe.kind == "hybrid":
+        yield from _of_hybrid(recipe)
+    if recipe.kind == "adapt" and any(method.method == "full" for method in recipe.methods):
+        yield [Change(title="LoRA of rank 8 in place of full fine-tuning", adapters=True)]
+    if recipe.kind == "hybrid":
+        title = (
+            "LoRA of rank 8 on the hybrid, from Python: peft.get_peft_model(hybrid, "
+            "LoraConfig(r=8, target_modules=default_targets(hybrid)))"
+        )
+        yield [Change(title=title, adapters=True)]
+    yield from _last_resorts(recipe, section)
+
+
+def _of_hybrid(recipe: Any) -> Iterator[list[Change]]:
+    if recipe.search.method != "none" and recipe.search.train_weights:
+        title = "search the mixture of the frozen hybrid"
+        yield [Change(title=title, keys=("search.train_weights=false",))]
+    blocks = recipe.hybrid.num_blocks
+    if blocks > 1 and recipe.hybrid.mixture is None and recipe.hybrid.partition is None:
+        title = "fewer blocks, so fewer translators"
+        fewer = sorted({blocks // 2, 1}, reverse=True)
+        yield [Change(title=title, keys=(f"hybrid.num_blocks={number}",)) for number in fewer]
+    if recipe.hybrid.router and recipe.hybrid.mixing == "streams":
+        title = "heads weighed alike for all tokens, which sums them in one product"
+        yield [Change(title=title, keys=("hybrid.router=false",))]
+
+
+def _last_resorts(recipe: Any, section: str) -> Iterator[list[Change]]:
+    batch_size, seq_len = getattr(recipe, section).batch_size, recipe.data.seq_len
+    if batch_size > 1:
+        halved = (f"{section}.batch_size={batch_size // 2}", f"{section}.grad_accumulation=1")
+        title = "half as many rows in a batch: other numbers"
+        yield [Change(title=title, keys=halved, is_last_resort=True)]
+    if seq_len > 2:
+        title = "rows of half the length, in evaluations too: other numbers"
+        shorter = (f"data.seq_len={seq_len // 2}",)
+        yield [Change(title=title, keys=shorter, is_last_resort=True)]
+
+
+def _pieces(batch_size: int, now: int) -> list[int]:
+    """Twice as many pieces, four times as many, up to one row each."""
+    found = []
+    while now < batch_size:
+        now = min(2 * now, batch_size)
+        found.append(now)
+    return found
+
+
+def with_adapters(recipe: Any) -> Any:
+    """An adapter recipe whose full fine-tuning has become LoRA."""
+    methods = tuple(
+        dataclasses.replace(method, method="lora", settings={"r": 8})
+        if method.method == "full"
+        else method
+        for method in recipe.methods
+    )
+    return dataclasses.replace(recipe, methods=methods)

@@ -1,0 +1,123 @@
+"""The verb that tells a recipe's memory: its numbers against real runs, its advice, its errors."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from manticore.cli.main import main
+from manticore.cli.plan import parse_bytes, verdict
+from manticore.config import find_recipe, load_recipe
+from manticore.config.adapter_recipe import AdaptRecipe
+from manticore.config.recipes import HybridRecipe
+from manticore.evaluation.language import causal_loss
+from manticore.evaluation.memory_plan import text_batch
+from manticore.hybrids.assembly import build_hybrid, load_tokenizers
+from manticore.hybrids.memory_stages import hybrid_stages
+from manticore.hybrids.trials import train_config
+from manticore.training import train
+from manticore.tuning.batches import collate
+from manticore.tuning.evaluate import tuning_loss
+from manticore.tuning.memory_stages import example_row, tuning_stages
+from manticore.tuning.models import shell_model
+from tests.evaluation.test_memory_plan import TOLERANCE, allocated
+
+HYBRID = "recipes/hybrids/quickstart.yaml"
+ADAPT = "recipes/more/maths.yaml"
+
+
+def plan_of(capsys: pytest.CaptureFixture, *words: str) -> tuple[int, dict[str, Any]]:
+    status = main(["plan", *words, "--json", "--quiet"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def own_storage(model: Any) -> Any:
+    """Weights that a file was mapped for are not the allocator's; these are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def test_a_hybrid_recipe_takes_what_its_fine_tuning_allocates():
+    changes = ("finetune.batch_size=2", "data.seq_len=48", "finetune.grad_accumulation=2")
+    recipe, base = load_recipe(HybridRecipe, HYBRID, changes), find_recipe(HYBRID).parent
+    stages = {stage.name: stage for stage in hybrid_stages(recipe, base)}
+    memory = stages["fine-tuning hybrid"].measure()
+    tokenizer, others = load_tokenizers(recipe, base)
+    loaded = build_hybrid(recipe, base, others, tokenizer)
+    loaded.freeze_mixture()
+
+    def work() -> None:
+        train(
+            own_storage(loaded),
+            lambda step: text_batch(2, 48),
+            train_config(recipe.finetune, steps=2),
+            parameters=[p for p in loaded.parameters() if p.requires_grad],
+            loss_fn=causal_loss,
+            progress=False,
+        )
+
+    assert memory.total == pytest.approx(allocated(work), rel=TOLERANCE)
+
+
+def test_an_adapter_recipe_takes_what_lora_allocates_and_reads_no_weight_to_say_so(monkeypatch):
+    def read(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("safetensors.safe_open", read)
+    monkeypatch.setattr(torch, "load", read)
+    changes = ("train.batch_size=2", "data.seq_len=48")
+    recipe, base = load_recipe(AdaptRecipe, ADAPT, changes), find_recipe(ADAPT).parent
+    method = next(method for method in recipe.methods if method.method == "lora")
+    stages = {stage.name: stage for stage in tuning_stages(recipe, base)}
+    memory = stages[f"training by {method.id}"].measure()
+
+    def work() -> None:
+        model = shell_model(recipe, method, base).float()
+        batch = collate([example_row(recipe, 48), example_row(recipe, 47)], pad=0)
+        train(
+            model,
+            lambda step: batch,
+            train_config(recipe.train, steps=2),
+            parameters=[p for p in model.parameters() if p.requires_grad],
+            loss_fn=tuning_loss,
+            progress=False,
+        )
+
+    assert memory.total == pytest.approx(allocated(work), rel=TOLERANCE)
+
+
+def test_what_does_not_fit_gets_advice_and_the_advice_holds(capsys, tmp_path):
+    small = ["data.seq_len=32", "model.num_hidden_layers=1", "train.batch_size=64"]
+    words = ["recipes/zoo/mamba-maths.yaml", *small]
+    status, plan = plan_of(capsys, *words, "--memory", "60MB", "--out", str(tmp_path / "plan.json"))
+    assert (status, plan["verdict"]) == (1, "does not fit")
+    assert json.loads((tmp_path / "plan.json").read_text()) == plan
+    for stage in plan["stages"]:
+        parts = ("weights", "gradients", "optimizer", "activations", "cache")
+        assert sum(stage[part] for part in parts) == stage["total"] <= plan["total"]
+    first = plan["changes"][0]
+    assert first["keys"][0].startswith("train.grad_accumulation=")
+    assert first["total"] <= 60e6
+    status, changed = plan_of(capsys, *words, *first["keys"], "--memory", "60MB")
+    assert status == 0
+    assert changed["total"] == first["total"]
+    assert changed["changes"] == []
+
+
+def test_memory_is_given_with_a_unit():
+    assert parse_bytes("80GB") == 80 * 10**9
+    assert parse_bytes("1.5 GiB") == 3 * 2**29
+    for wrong in ("80XB", "much", "0GB", "-1GB"):
+        with pytest.raises(ValueError, match="no amount of memory"):
+            parse_bytes(wrong)
+
+
+def test_what_fills_the_room_to_within_the_margin_is_tight():
+    assert [verdict(total, 100) for total in (80, 90, 101)] == ["fits", "tight", "does not fit"]
+
+
+def test_quantized_weights_are_refused_with_what_to_do(capsys):
+    assert main(["plan", ADAPT, "model.quantization=4bit"]) == 2
+    assert "model.dtype=bf16" in capsys.readouterr().err
