@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
 
 def planned(recipe: TransferRecipe, base: Path) -> dict[str, Any]:
     """The plan of every row's transfer, so that an impossible one is told before any training."""
-    from manticore.conversion.student import load_teacher
+    from manticore.conversion.student import checked_teacher
     from manticore.conversion.transfer import transfer
 
-    teacher = load_teacher(recipe, base)
+    teacher, _ = checked_teacher(recipe, base)
     plans = {}
     for row in recipe.rows:
         try:

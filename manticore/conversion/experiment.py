@@ -94,7 +94,7 @@ class TransferExperiment:
             return self.folder.record("samples")["samples"]
         tokenizer = teacher_tokenizer(self.recipe, self.base)
         seed = derive_seed(self.recipe.seed, "samples") % 2**31
-        writers = {"teacher": prepared(trial_recipe(self.recipe), self.base)[0]}
+        writers = {"teacher": prepared(trial_recipe(self.recipe), self.base).source}
         for row in self.rows() if settings.prompts else []:
             one = {**row, "seed": row["seeds"][0]}
             writers[row["id"]] = trained_student(self.recipe, one, self.base, self.folder.path)

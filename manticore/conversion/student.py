@@ -293,18 +293,18 @@ def prepared(recipe: TransferRecipe, base: Path) -> Prepared:
 @lru_cache(maxsize=2)
 def _prepared_from(text: str, base: str) -> Prepared:
     recipe = from_plain(TransferRecipe, parse_yaml(text, "the recipe"), source="the recipe")
-    tokenizer = teacher_tokenizer(recipe, Path(base))
-    source = load_teacher(recipe, Path(base))
-    folder = recipe.teacher.tokenizer or recipe.teacher.path
-    check_tokenizer(resolve_path(folder, Path(base)), source.config, tokenizer)
+    source, tokenizer = checked_teacher(recipe, Path(base))
     data = prepare_data(recipe.data, tokenizer, Path(base))
     return Prepared(source, identity(source).requires_grad_(False), data)
 
 
-def load_teacher(recipe: TransferRecipe, base: Path) -> PreTrainedModel:
-    """The pretrained transformer, in float32."""
-    path = resolve_path(recipe.teacher.path, base)
-    return load_component(path, dtype=torch.float32).eval()
+def checked_teacher(recipe: TransferRecipe, base: Path) -> tuple[PreTrainedModel, Any]:
+    """The pretrained transformer, in float32, and the data's tokenizer, which must be its own."""
+    source = load_component(resolve_path(recipe.teacher.path, base), dtype=torch.float32).eval()
+    tokenizer = teacher_tokenizer(recipe, base)
+    own = resolve_path(recipe.teacher.tokenizer or recipe.teacher.path, base)
+    check_tokenizer(own, source.config, tokenizer)
+    return source, tokenizer
 
 
 def teacher_tokenizer(recipe: TransferRecipe, base: Path) -> Any:

@@ -165,6 +165,7 @@ def test_another_tokenizer_than_the_teachers_is_refused(folder: Path, capsys) ->
     command = write(folder, name="other", goals=[])
     assert main([*command, "--out", "other", f"data.tokenizer={zoo / 'stories260k'}"]) == 2
     assert "tokenizer" in capsys.readouterr().err
+    assert not (folder / "other").exists()
 
 
 def test_show_refuses_layers_that_are_no_numbers(folder: Path, capsys) -> None:
