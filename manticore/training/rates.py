@@ -14,6 +14,7 @@ def choose_rates(
     train_all: Callable[[Wanted], Sequence[Mapping[str, Any]]],
     badness: Callable[[Mapping[str, Any]], float],
     extensions: int = 0,
+    shown: Callable[[Mapping[str, Any]], Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train every row at every rate of its grid and keep the best.
 
@@ -24,36 +25,38 @@ def choose_rates(
         train_all: from (row, rate) pairs to results, which hold `id` and `lr`.
         badness: what to minimise.
         extensions: how often grids may grow.
+        shown: what to say of a result in `tried`; default its badness.
 
     Returns:
-        For each row its best result, with `tried`: rate -> badness.
+        For each row its best result, with `tried`: rate -> what is shown of it.
     """
     grid = {row: sorted(rates) for row, rates in grids.items()}
     results = list(train_all([(row, lr) for row, rates in grid.items() for lr in rates]))
     for _ in range(extensions):
-        wider = {row: _widened(rates, _best(row, results, badness)) for row, rates in grid.items()}
+        wider = {
+            row: _widened(rates, _best(row, results, badness)["lr"]) for row, rates in grid.items()
+        }
         new = [(row, lr) for row, rates in wider.items() for lr in rates if lr not in grid[row]]
         if not new:
             break
         grid = wider
         results += train_all(new)
-    return {row: _chosen(row, results, badness) for row in grid}
+    say = shown or badness
+    return {
+        row: {
+            **_best(row, results, badness),
+            "tried": {f"{one['lr']:g}": say(one) for one in results if one["id"] == row},
+        }
+        for row in grid
+    }
 
 
 def _best(
     row: str, results: Sequence[Mapping[str, Any]], badness: Callable[[Mapping[str, Any]], float]
-) -> float:
+) -> Mapping[str, Any]:
     own = [result for result in results if result["id"] == row]
-    return float(min(own, key=badness)["lr"])
-
-
-def _chosen(
-    row: str, results: Sequence[Mapping[str, Any]], badness: Callable[[Mapping[str, Any]], float]
-) -> dict[str, Any]:
-    own = [result for result in results if result["id"] == row]
-    tried = {f"{result['lr']:g}": badness(result) for result in own}
     best: Mapping[str, Any] = min(own, key=badness)
-    return {**best, "tried": tried}
+    return best
 
 
 def _widened(rates: list[float], best: float) -> list[float]:

@@ -16,6 +16,7 @@ from manticore.config import to_plain
 from manticore.config.adapter_recipe import HIGHER_IS_BETTER, AdaptRecipe, MethodConfig
 from manticore.runs import RunFolder
 from manticore.training import Trial, run_trials
+from manticore.training.rates import choose_rates
 from manticore.tuning.evaluate import measure
 from manticore.tuning.trial import prepared, train_method, trained_model, trial_recipe
 
@@ -32,26 +33,15 @@ class TuningExperiment:
     progress: bool = True
 
     def choose_rates(self) -> dict[str, dict[str, Any]]:
-        """Train every method at every learning rate with the first seed; keep the best rate.
-
-        Where the best rate lies at the end of a grid of three or more, the grid grows there.
-        """
-        grid = {m.id: sorted(self._rates(m)) for m in self.recipe.methods}
-        results = self.train_all(
-            [(m, lr, self.seeds[0]) for m in self.recipe.methods for lr in grid[m.id]]
+        """Train every method at every learning rate with the first seed; keep the best rate."""
+        by_id, by = {method.id: method for method in self.recipe.methods}, self.recipe.rates.by
+        return choose_rates(
+            {method.id: self._rates(method) for method in self.recipe.methods},
+            lambda wanted: self.train_all([(by_id[m], lr, self.seeds[0]) for m, lr in wanted]),
+            lambda result: badness(result["validation"], by),
+            self.recipe.rates.extensions,
+            lambda result: result["validation"][by],
         )
-        for _ in range(self.recipe.rates.extensions):
-            wider = {m.id: self._widened(m, grid[m.id], results) for m in self.recipe.methods}
-            new = [
-                (m, lr, self.seeds[0])
-                for m in self.recipe.methods
-                for lr in wider[m.id]
-                if lr not in grid[m.id]
-            ]
-            if not new:
-                break
-            grid, results = wider, results + self.train_all(new)
-        return {m.id: self._chosen(m.id, results) for m in self.recipe.methods}
 
     def rows(self) -> list[dict[str, Any]]:
         """All trainings, tested: one row for each method, over the seeds."""
@@ -132,25 +122,6 @@ class TuningExperiment:
         if method.lr is not None:
             return [method.lr]
         return list(self.recipe.rates.rates) or [self.recipe.train.lr]
-
-    def _widened(
-        self, method: MethodConfig, grid: list[float], results: Sequence[Mapping[str, Any]]
-    ) -> list[float]:
-        if len(grid) < 3:
-            return grid
-        best = self._chosen(method.id, results)["lr"]
-        if best == grid[0]:
-            return [best * grid[0] / grid[1], *grid]
-        if best == grid[-1]:
-            return [*grid, best * grid[-1] / grid[-2]]
-        return grid
-
-    def _chosen(self, method_id: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        own = [result for result in results if result["id"] == method_id]
-        by = self.recipe.rates.by
-        best = min(own, key=lambda result: badness(result["validation"], by))
-        tried = {f"{result['lr']:g}": result["validation"][by] for result in own}
-        return {**best, "tried": tried}
 
 
 def badness(measures: Mapping[str, Any], metric: str) -> float:
