@@ -23,7 +23,7 @@ def add_entries(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="MIXER",
         help="mixers from the first to the last, as in mh-attention swiglu; with settings as in "
-        "mamba:d_state=16,expand=2",
+        "mamba:d_state=16,expand=2, or a layer's .yml file of mad-lab",
     )
     parser.add_argument(
         "--preset", nargs="+", default=[], metavar="NAME", help="named architectures, as in Mamba"
@@ -34,7 +34,11 @@ def add_entries(parser: argparse.ArgumentParser) -> None:
         help="your own token mixer, built as CLASS(d_model); it is called module in --layers",
     )
     parser.add_argument(
-        "--hf-config", nargs="+", default=[], metavar="FILE", help="config.json of any causal LM"
+        "--hf-config",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="config.json of any causal LM of transformers, or of flash-linear-attention",
     )
     parser.add_argument("--name", help="what the architecture of --layers is called")
     parser.add_argument("--d-model", type=int, help="width (default: the protocol's)")
@@ -82,7 +86,8 @@ def entries_of(args: argparse.Namespace, d_model: int) -> list[Entry]:
     Raises:
         ValueError: none is named, or one cannot be built.
     """
-    from manticore.evaluation.mad.entry import Entry, entry_of_layers
+    from manticore.cli.mad_foreign import config_entry, read_layers
+    from manticore.evaluation.mad.entry import entry_of_layers
 
     found: list[Entry] = []
     if args.name and not args.layers:
@@ -93,10 +98,11 @@ def entries_of(args: argparse.Namespace, d_model: int) -> list[Entry]:
         args.layers = ["module", "swiglu", "module", "swiglu"]
     if args.layers:
         name = args.name or (args.module.rpartition(":")[2] if args.module else None)
-        found.append(entry_of_layers(args.layers, d_model, name=name, module=args.module))
+        layers = read_layers(args.layers, d_model, args.compat)
+        found.append(entry_of_layers(layers, d_model, name=name, module=args.module))
     found += [_preset(name, d_model) for name in args.preset]
     for path in args.hf_config:
-        found.append(Entry(name=_file_title(Path(path)), hf_config=_read_config(Path(path))))
+        found.append(config_entry(Path(path)))
     if not found:
         raise ValueError(
             "No architecture is named. Give --layers mh-attention swiglu mamba swiglu, --preset "
@@ -174,21 +180,6 @@ def _preset(name: str, d_model: int) -> Entry:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"Unknown preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
     return entry_of_layers([name], d_model)
-
-
-def _file_title(path: Path) -> str:
-    """A name for a configuration's file; config.json is called after its folder."""
-    return path.resolve().parent.name if path.stem == "config" else path.stem
-
-
-def _read_config(path: Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}).") from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ValueError(f"{path} has no model_type. Give a model's config.json.")
-    return config
 
 
 def _told_apart(entries: Sequence[Entry]) -> list[Entry]:

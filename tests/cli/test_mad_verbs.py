@@ -154,6 +154,21 @@ def test_two_files_called_config_are_told_apart_by_their_folders(tmp_path: Path,
     assert f"{paths[0]} is not valid JSON" in capsys.readouterr().err
 
 
+def test_layers_and_configurations_of_other_libraries_take_part(tmp_path: Path, capsys):
+    (tmp_path / "mlp.yml").write_text("{dim: 8, dim_inner: 32}")
+    (tmp_path / "gla.json").write_text(
+        json.dumps({"model_type": "gla", "hidden_size": 16, "num_hidden_layers": 1, "num_heads": 2})
+    )
+    words = ["mad", "run", "--hf-config", tmp_path / "gla.json", "--layers", "attention"]
+    words += [tmp_path / "mlp.yml", *TASK, "--rate", "1", "--dry-run", "--out", tmp_path / "mad"]
+    assert manticore(*words, "--d-model", "8") == 0
+    printed = capsys.readouterr().out
+    assert "architecture: gla: parameters" in printed
+    assert "architecture: attention, mlp" in printed
+    assert manticore(*words, "--d-model", "16") == 2
+    assert "Choose --d-model 8" in capsys.readouterr().err
+
+
 def test_a_board_is_a_page(tmp_path: Path, capsys):
     assert manticore("mad", "board", tmp_path, "--out", tmp_path / "x.pdf") == 2
     assert ".html or .md" in capsys.readouterr().err
