@@ -58,7 +58,7 @@ def default_targets(model: nn.Module, *, fused_too: bool = False) -> list[str]:
             "would reach. Name target_modules yourself."
         )
     others = [name for name, _ in model.named_modules() if name and name not in set(wanted)]
-    return _endings(wanted, others)
+    return shortest_endings(wanted, others)
 
 
 def can_adapt(projection: Projection, fused_too: bool = False) -> bool:
@@ -77,7 +77,7 @@ def smallest_side(linear: nn.Module) -> int:
     return min(int(side) for side in sides if side is not None)
 
 
-def _endings(wanted: Sequence[str], others: Iterable[str]) -> list[str]:
+def shortest_endings(wanted: Sequence[str], others: Iterable[str]) -> list[str]:
     """The shortest endings, in whole parts, that match `wanted` and nothing in `others`."""
     forbidden = {ending for name in others for ending in _all_endings(name)}
     found: dict[str, None] = {}

@@ -3,8 +3,9 @@
 One look at the data (a gradient, or a short full-rank run) proposes blocks and ranks for every
 kind of module; successive halving trains it against shapes that are the same everywhere; what is
 left joins the recipe's methods in one table, with the same search for a learning rate. The recipe
-needs a section `search` with a budget. The found shapes stand in result.json, ready for
-MoReConfig. What is finished is not done again, so the same command continues after a kill.
+needs a section `search` with a budget. The best shape by validation is written as winner.yaml, a
+recipe's `methods`, and as arguments of MoReConfig. What is finished is not done again, so the same
+command continues after a kill.
 
 Example:
     manticore adapt search recipes/more/search.yaml --seeds 0,1,2 --out runs/search
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     experiment = open_experiment(recipe, args, seeds, out)
     result = experiment.folder.result() or finish(experiment, command_of(args, "search"))
     print("\n".join(search_text(result)))
-    print(f"wrote {out / 'report.html'}, {out / 'table.md'} and {out / 'result.json'}")
+    print(f"wrote {out / 'report.html'}, {out / 'table.md'} and {out / 'winner.yaml'}")
     return 0
 
 
@@ -85,6 +86,7 @@ def finish(experiment: Any, command: str) -> dict[str, Any]:
         **search_shapes(experiment),
     }
     write_text(folder.path / "table.md", search_markdown(result) + "\n")
+    write_text(folder.path / "winner.yaml", result["winner"]["recipe"])
     folder.write_result(result)
     write_search_report(folder.path / "result.json", folder.path / "report.html")
     return result
@@ -101,5 +103,5 @@ def describe_search(recipe: AdaptRecipe, base: Path, seeds: list[int], out: Path
         f"search: {shapes} shapes for each kind of module within {search.budget:,} parameters; "
         f"{search.probe} of {search.probe_steps} steps, then at most {search.candidates} "
         f"candidates, rungs of {rungs} steps; {search.finalists} join the table",
-        f"would write: {out}/result.json, table.md, report.html, rows/, trials/",
+        f"would write: {out}/result.json, table.md, winner.yaml, report.html, rows/, trials/",
     ]

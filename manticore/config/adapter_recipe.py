@@ -153,6 +153,8 @@ class GoalConfig:
 class ShapeSearchConfig:
     budget: int
     """Most parameters that an adapter may have."""
+    targets: tuple[str, ...] = ("default",)
+    """Names of modules to choose among; default is every layer that can take an adapter."""
     nblocks: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of blocks to choose from."""
     block_ranks: tuple[int, ...] = (1, 2, 4, 8)

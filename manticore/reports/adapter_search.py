@@ -26,7 +26,7 @@ COSTS = {
 
 def search_text(result: Mapping[str, Any]) -> list[str]:
     """The table for a terminal, with what follows from it."""
-    return [*text_of(method_table(result)), *result["notes"]]
+    return [*text_of(method_table(result)), *result["notes"], "", result["winner"]["config"]]
 
 
 def search_markdown(result: Mapping[str, Any]) -> str:
@@ -38,7 +38,14 @@ def search_markdown(result: Mapping[str, Any]) -> str:
         for key, names in result["front"].items()
     ]
     notes = [f"- {note}" for note in result["notes"]]
-    return "\n\n".join([*tables, "\n".join([*fronts, *notes])])
+    config, recipe = ready(result)
+    code = [f"```python\n{config}```", f"```yaml\n{recipe}```"]
+    return "\n\n".join([*tables, "\n".join([*fronts, *notes]), *code])
+
+
+def ready(result: Mapping[str, Any]) -> list[str]:
+    """The winner as arguments of MoReConfig and as a section of a recipe."""
+    return [result["winner"]["config"], result["winner"]["recipe"]]
 
 
 def write_search_report(record: str | Path, out: str | Path) -> None:
@@ -48,7 +55,8 @@ def write_search_report(record: str | Path, out: str | Path) -> None:
         write_text(out, f"# {result['name']}\n\n{search_markdown(result)}\n")
         return
     panels = [draw_panel(result, key) for key in result["front"]]
-    write_text(out, render_page(result, [method_table(result), rung_table(result)], panels))
+    tables = [method_table(result), rung_table(result)]
+    write_text(out, render_page(result, tables, panels, ready(result)))
 
 
 def draw_panel(result: Mapping[str, Any], key: str) -> Markup:
@@ -69,14 +77,25 @@ def draw_panel(result: Mapping[str, Any], key: str) -> Markup:
 
 
 def rung_table(result: Mapping[str, Any]) -> Table:
-    """What each rung saw of each shape; bold where it was kept."""
+    """What the look and each rung saw of each shape; bold where it was kept."""
     history = result["history"]
     names = list(history[0]["scores"]) if history else []
     names.sort(key=lambda name: -sum(name in rung["scores"] for rung in history))
-    lines = [Line(label=name, cells=[_rung_cell(rung, name) for rung in history]) for name in names]
-    header = ["shape (blocks x rank)", *(f"after {rung['steps']} steps" for rung in history)]
+    lines = [
+        Line(
+            label=name,
+            cells=[
+                Cell(text=f"{100 * result['look'][name]:.1f} %"),
+                *(_rung_cell(rung, name) for rung in history),
+            ],
+        )
+        for name in names
+    ]
+    rungs = [f"after {rung['steps']} steps" for rung in history]
+    header = ["shape (blocks x rank)", "share of the change", *rungs]
     return Table(
-        caption="Screening: the validation measure that chooses the rate, bold where kept",
+        caption="Screening: the share of the looked-at change that a shape can hold, then the "
+        "validation measure that chooses the rate, bold where kept",
         header=header,
         lines=lines,
     )

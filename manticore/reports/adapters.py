@@ -84,7 +84,10 @@ def write_method_report(record: str | Path, out: str | Path) -> None:
 
 
 def render_page(
-    result: Mapping[str, Any], tables: Sequence[Table], panels: Sequence[Markup]
+    result: Mapping[str, Any],
+    tables: Sequence[Table],
+    panels: Sequence[Markup],
+    code: Sequence[str] = (),
 ) -> str:
     """One self-contained page: opens from disk, needs no network and no script."""
     environment = Environment(
@@ -101,6 +104,7 @@ def render_page(
         headline=headline(result),
         tables=tables,
         panels=panels,
+        code=code,
         goals=result.get("goals") or [],
         notes=result.get("notes") or [],
         command=result.get("command") or "",

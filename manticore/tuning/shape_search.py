@@ -10,21 +10,20 @@ every other method.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manticore.config.adapter_recipe import (
-    HIGHER_IS_BETTER,
     AdaptRecipe,
     MethodConfig,
     ShapeSearchConfig,
 )
-from manticore.evaluation.mad.pareto import pareto_front
 from manticore.seeds import derive_seed
 from manticore.tuning.experiment import TuningExperiment, badness
+from manticore.tuning.methods import DEFAULT
 from manticore.tuning.models import tuned_model
 from manticore.tuning.one_shot import values_of, weight_changes
+from manticore.tuning.search_findings import front_of, look_notes, notes, winner
 from manticore.tuning.shapes import (
     NONE,
     Allocation,
@@ -38,9 +37,6 @@ from manticore.tuning.shapes import (
 )
 from manticore.tuning.trial import prepared
 
-COSTS = {"parameters": "parameters", "memory_bytes": "memory", "step_seconds": "step"}
-"""What a method costs: key of a row -> what people call it."""
-
 
 def search_shapes(experiment: TuningExperiment) -> dict[str, Any]:
     """Everything: one look, rungs, the table with the finalists, the front, and what to say of it.
@@ -51,23 +47,30 @@ def search_shapes(experiment: TuningExperiment) -> dict[str, Any]:
     recipe = experiment.recipe
     assert recipe.search is not None
     kinds = recipe_kinds(experiment)
-    chosen = one_shot(experiment, kinds)
+    chosen, shares = one_shot(experiment, kinds)
     found = candidates(kinds, recipe.search, chosen)
-    history, finalists = halve(experiment, kinds, found)
-    methods = (*recipe.methods, *(finalist(kinds, name, found[name]) for name in finalists))
+    history, names = halve(experiment, kinds, found)
+    finalists = [finalist(kinds, name, found[name]) for name in names]
+    methods = (*recipe.methods, *finalists)
     table = dataclasses.replace(experiment, recipe=dataclasses.replace(recipe, methods=methods))
     rows = table.rows()
-    metric = recipe.evaluate.metrics[0]
+    metric, by = recipe.evaluate.metrics[0], recipe.rates.by
+    look = {name: shares[title_of(found[name])] for name in found}
     return {
         "budget": recipe.search.budget,
         "probe": recipe.search.probe,
         "kinds": [dataclasses.asdict(kind) for kind in kinds],
         "one_shot": {ending: list(choice) for ending, choice in chosen.items()},
+        "look": look,
         "history": history,
-        "finalists": {f"search-{name}": fragment(kinds, name, found[name]) for name in finalists},
+        "finalists": {f"search-{name}": fragment(kinds, name, found[name]) for name in names},
         "rows": rows,
         "front": front_of(rows, metric),
-        "notes": notes(rows, metric, "one-shot" in finalists),
+        "winner": winner(rows, [method.id for method in finalists], by),
+        "notes": [
+            *(look_notes(look, history[0], by) if history else ()),
+            *notes(rows, metric, "one-shot" in names),
+        ],
     }
 
 
@@ -75,13 +78,16 @@ def recipe_kinds(experiment: TuningExperiment) -> list[ModuleKind]:
     """The kinds of modules of the recipe's model, those that hold the smallest shape at least.
 
     Raises:
-        ValueError: the budget is below the smallest adapter on the cheapest kind.
+        ValueError: a target that matches nothing, or a budget below the smallest adapter on the
+            cheapest kind.
     """
     recipe = experiment.recipe
     assert recipe.search is not None
     data = prepared(recipe, experiment.base)[1]
     method = MethodConfig(id="full", label="full", method="full")
-    kinds = module_kinds(tuned_model(recipe, method, experiment.base, data, experiment.seeds[0]))
+    targets = None if recipe.search.targets == (DEFAULT,) else recipe.search.targets
+    model = tuned_model(recipe, method, experiment.base, data, experiment.seeds[0])
+    kinds = module_kinds(model, targets)
     least = (min(recipe.search.nblocks), min(recipe.search.block_ranks))
     cheapest = min(kinds, key=lambda kind: kind.parameters(least))
     if cheapest.parameters(least) > recipe.search.budget:
@@ -93,14 +99,21 @@ def recipe_kinds(experiment: TuningExperiment) -> list[ModuleKind]:
     return kinds
 
 
-def one_shot(experiment: TuningExperiment, kinds: Sequence[ModuleKind]) -> Allocation:
-    """The best allocation by one look at the data; kept as a stage."""
+def one_shot(
+    experiment: TuningExperiment, kinds: Sequence[ModuleKind]
+) -> tuple[Allocation, dict[str, float]]:
+    """The best allocation by one look at the data; kept as a stage.
+
+    Returns:
+        It, and the share of the change that it and each uniform shape hold, by title.
+    """
     recipe, folder = experiment.recipe, experiment.folder
     search = recipe.search
     assert search is not None
     if folder.is_done("one-shot"):
-        record = folder.record("one-shot")["allocation"]
-        return {ending: (int(n), int(r)) for ending, (n, r) in record.items()}
+        record = folder.record("one-shot")
+        chosen = {ending: (int(n), int(r)) for ending, (n, r) in record["allocation"].items()}
+        return chosen, {**record["uniform"], title_of(chosen): record["share_held"]}
     _, data = prepared(recipe, experiment.base)
     seed = experiment.seeds[0]
     method = MethodConfig(id="full", label="full", method="full")
@@ -118,19 +131,20 @@ def one_shot(experiment: TuningExperiment, kinds: Sequence[ModuleKind]) -> Alloc
     values = values_of(kinds, changes, search.nblocks, search.block_ranks)
     chosen = allocate(kinds, values, search.budget)
     total = sum(float(change.double().square().sum()) for change in changes.values())
-    worth = sum(values[ending][choice] for ending, choice in chosen.items())
+
+    def share(allocation: Allocation) -> float:
+        return sum(values[e][c] for e, c in allocation.items()) / (total or 1.0)
+
+    shapes = uniform_shapes(kinds, search)
     folder.finish(
         "one-shot",
         {
             "allocation": {ending: list(choice) for ending, choice in chosen.items()},
-            "share_held": worth / total if total else math.nan,
-            "uniform": {
-                title_of(allocation): sum(values[e][c] for e, c in allocation.items()) / total
-                for allocation in uniform_shapes(kinds, search)
-            },
+            "share_held": share(chosen),
+            "uniform": {title_of(shape): share(shape) for shape in shapes},
         },
     )
-    return chosen
+    return one_shot(experiment, kinds)
 
 
 def uniform_shapes(kinds: Sequence[ModuleKind], search: ShapeSearchConfig) -> list[Allocation]:
@@ -191,7 +205,7 @@ def middle_rate(recipe: AdaptRecipe) -> float:
 
 def finalist(kinds: Sequence[ModuleKind], name: str, allocation: Allocation) -> MethodConfig:
     """A shape as a method of the recipe's table."""
-    settings, targets = settings_of(allocation)
+    settings, targets = settings_of(kinds, allocation)
     title = title_of(allocation)
     label = f"MoRe {title}" if len(title) < 24 else f"MoRe, {name} shapes"
     return MethodConfig(
@@ -202,51 +216,10 @@ def finalist(kinds: Sequence[ModuleKind], name: str, allocation: Allocation) -> 
 
 def fragment(kinds: Sequence[ModuleKind], name: str, allocation: Allocation) -> dict[str, Any]:
     """A finalist for people: settings, targets, parameters."""
-    settings, targets = settings_of(allocation)
+    settings, targets = settings_of(kinds, allocation)
     return {
         "title": title_of(allocation),
         "parameters": parameters_of(kinds, allocation),
         "settings": settings,
         "targets": list(targets),
     }
-
-
-def front_of(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[str]]:
-    """For each cost, the rows that nothing beats in the measure and in that cost; full is none."""
-    adapters = [row for row in rows if row["method"] != "full"]
-    scores = {row["id"]: -badness(row["mean"], metric) for row in adapters}
-    return {
-        key: pareto_front(scores, {row["id"]: [float(row[key])] for row in adapters})
-        for key in COSTS
-        if all(row.get(key) is not None for row in adapters)
-    }
-
-
-def notes(rows: Sequence[Mapping[str, Any]], metric: str, one_shot_won: bool) -> list[str]:
-    """MoRe against LoRA at as many parameters, in sentences that follow from the rows."""
-    said = [
-        "The one-shot choice is among the finalists."
-        if one_shot_won
-        else "The one-shot choice did not survive the rungs."
-    ]
-    more = [row for row in rows if row["method"] == "more"]
-    for lora in (row for row in rows if row["method"] == "lora"):
-        equal = [row for row in more if row["parameters"] <= 1.05 * lora["parameters"]]
-        if equal:
-            said.append(
-                _against(min(equal, key=lambda r: badness(r["mean"], metric)), lora, metric)
-            )
-    return said
-
-
-def _against(ours: Mapping[str, Any], lora: Mapping[str, Any], metric: str) -> str:
-    sign = 1.0 if metric in HIGHER_IS_BETTER else -1.0
-    gain = sign * (ours["mean"][metric] - lora["mean"][metric])
-    spread = math.hypot(ours["sd"][metric] or 0.0, lora["sd"][metric] or 0.0)
-    verdict = "better than" if gain > spread else "worse than" if gain < -spread else "level with"
-    share = 100 * ours["parameters"] / lora["parameters"]
-    return (
-        f"{ours['label']} ({share:.0f} % of the parameters) is {verdict} {lora['label']}: {metric} "
-        f"{ours['mean'][metric]:.4f} against {lora['mean'][metric]:.4f}, spread of the difference "
-        f"{spread:.4f}."
-    )

@@ -6,6 +6,7 @@ architecture is a choice of two whole numbers for every kind of module, or of no
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from manticore.adapters.monarch import MonarchShape
 from manticore.adapters.stack import is_linear
-from manticore.adapters.targets import default_targets
+from manticore.adapters.targets import default_targets, shortest_endings
 
 NONE = (0, 0)
 """No adapter on a kind of module."""
@@ -29,11 +30,18 @@ class ModuleKind:
     """Modules of one name and one shape, which get one choice."""
 
     ending: str
-    """How their names end, as PEFT matches them."""
+    """What tables call it: how the names end, and the shape where one ending has several."""
+    endings: tuple[str, ...] = ()
+    """Endings of names that PEFT matches with these modules alone; (): `ending` does."""
     modules: tuple[str, ...]
     """Their full names."""
     in_features: int
     out_features: int
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """For PEFT's `target_modules`."""
+        return self.endings or (self.ending,)
 
     def shape(self, choice: Choice) -> MonarchShape:
         """The shape of the adapter on one of them."""
@@ -50,32 +58,48 @@ class ModuleKind:
 
 
 def module_kinds(model: nn.Module, targets: Sequence[str] | None = None) -> list[ModuleKind]:
-    """The kinds of modules that can take an adapter.
+    """The kinds of modules that can take an adapter; one ending with two shapes is two kinds.
 
     Args:
         targets: endings of names; None: every layer that can take one.
 
     Raises:
-        ValueError: an ending that matches nothing, or modules of several shapes.
+        ValueError: an ending that matches nothing.
     """
     endings = default_targets(model) if targets is None else list(targets)
-    named = {name: module for name, module in model.named_modules() if is_linear(module)}
-    return [_kind(ending, named) for ending in endings]
+    names = [name for name, _ in model.named_modules() if name]
+    linear = {name: sizes_of(m) for name, m in model.named_modules() if is_linear(m)}
+    return [kind for ending in endings for kind in _kinds(ending, linear, names)]
 
 
-def _kind(ending: str, named: Mapping[str, nn.Module]) -> ModuleKind:
-    found = {n: m for n, m in named.items() if n == ending or n.endswith(f".{ending}")}
+def _kinds(
+    ending: str, linear: Mapping[str, tuple[int, int]], names: Sequence[str]
+) -> list[ModuleKind]:
+    found = {n: sizes for n, sizes in linear.items() if n == ending or n.endswith(f".{ending}")}
     if not found:
-        last = sorted({name.rpartition(".")[2] for name in named})
-        raise ValueError(f"No module's name ends with {ending!r}. Known: {', '.join(last)}.")
-    shapes = {sizes_of(module) for module in found.values()}
-    if len(shapes) > 1:
+        known = sorted({name.rpartition(".")[2] for name in linear})
+        close = difflib.get_close_matches(ending, [*known, *linear], n=1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"Modules ending with {ending!r} have {len(shapes)} shapes: {sorted(shapes)}. Name "
-            "longer endings, one for each shape."
+            f"No module's name ends with {ending!r}.{meant} Known: {', '.join(known)}."
         )
-    inputs, outputs = shapes.pop()
-    return ModuleKind(ending=ending, modules=tuple(found), in_features=inputs, out_features=outputs)
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, sizes in found.items():
+        groups.setdefault(sizes, []).append(name)
+    kinds = []
+    for (inputs, outputs), modules in groups.items():
+        others = [name for name in names if name not in modules]
+        is_only = len(groups) == 1
+        kinds.append(
+            ModuleKind(
+                ending=ending if is_only else f"{ending} ({inputs} to {outputs})",
+                endings=() if is_only else tuple(shortest_endings(modules, others)),
+                modules=tuple(modules),
+                in_features=inputs,
+                out_features=outputs,
+            )
+        )
+    return kinds
 
 
 def sizes_of(module: Any) -> tuple[int, int]:
@@ -139,19 +163,26 @@ def parameters_of(kinds: Sequence[ModuleKind], allocation: Allocation) -> int:
     return sum(kind.parameters(allocation[kind.ending]) for kind in kinds)
 
 
-def settings_of(allocation: Allocation) -> tuple[dict[str, Any], tuple[str, ...]]:
+def settings_of(
+    kinds: Sequence[ModuleKind], allocation: Allocation
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """`MoReConfig`'s settings and target modules for an allocation.
 
     Raises:
         ValueError: it has no adapter at all.
     """
-    chosen = {ending: choice for ending, choice in allocation.items() if choice != NONE}
+    chosen = {
+        target: allocation[kind.ending]
+        for kind in kinds
+        for target in kind.targets
+        if allocation[kind.ending] != NONE
+    }
     if not chosen:
         raise ValueError("An allocation without any adapter cannot be trained. Raise the budget.")
     common = max(chosen.values(), key=list(chosen.values()).count)
     settings: dict[str, Any] = {"nblocks": common[0], "block_rank": common[1]}
-    counts = {ending: n for ending, (n, _) in chosen.items() if n != common[0]}
-    ranks = {ending: r for ending, (_, r) in chosen.items() if r != common[1]}
+    counts = {target: n for target, (n, _) in chosen.items() if n != common[0]}
+    ranks = {target: r for target, (_, r) in chosen.items() if r != common[1]}
     settings |= {"nblocks_pattern": counts} if counts else {}
     settings |= {"rank_pattern": ranks} if ranks else {}
     return settings, tuple(chosen)

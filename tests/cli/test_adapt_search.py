@@ -51,6 +51,10 @@ def test_a_search_stays_within_its_budget_and_continues_where_it_was(folder, cap
     page = (folder / "run" / "report.html").read_text()
     assert page.count("<circle") == 3 * 2
     assert "Screening" in page
+    assert "MoReConfig(" in page
+    ready = yaml.safe_load((folder / "run" / "winner.yaml").read_text())["methods"]
+    assert [one["method"] for one in ready] == ["more"]
+    assert set(result["look"]) == set(result["history"][0]["scores"])
     trials = {path: path.stat().st_mtime_ns for path in (folder / "run" / "trials").glob("*.json")}
     (folder / "run" / "result.json").unlink()  # as if it had been killed before the end
     assert main(command) == 0
@@ -71,6 +75,7 @@ def test_a_dry_run_says_what_would_be_searched(folder, capsys):
         (None, "has no section `search`"),
         ({**SEARCH, "budget": 3}, r"1 x 1 on dense alone has 64 parameters"),
         ({**SEARCH, "nblocks": [0]}, "search.nblocks"),
+        ({**SEARCH, "targets": ["dens"]}, "ends with 'dens'. Did you mean 'dense'"),
         ({**SEARCH, "keep": 1.5}, "search.keep=1.5"),
         ({**SEARCH, "probe": "hessian"}, "gradient"),
     ],

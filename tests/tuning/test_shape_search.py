@@ -6,13 +6,18 @@ import itertools
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from manticore import MoReConfig
 from manticore.adapters.monarch import to_dense
+from manticore.config.adapter_recipe import MethodConfig
+from manticore.config.load import from_plain
 from manticore.seeds import torch_generator
+from manticore.tuning.methods import adapt, trainable_parameters
 from manticore.tuning.one_shot import held, values_of, weight_changes
-from manticore.tuning.shape_search import front_of, notes
+from manticore.tuning.search_findings import front_of, look_notes, notes, winner
 from manticore.tuning.shapes import (
     NONE,
     ModuleKind,
@@ -81,7 +86,7 @@ def test_each_kind_gets_its_own_shape_and_one_that_does_not_matter_none():
     budget = q.parameters((4, 4)) + up.parameters((1, 2))
     found = allocate([q, up, idle], values, budget)
     assert found == {"q_proj": (4, 4), "up_proj": (1, 2), "down_proj": NONE}
-    settings, targets = settings_of(found)
+    settings, targets = settings_of([q, up, idle], found)
     assert targets == ("q_proj", "up_proj")
     assert settings == {
         "nblocks": 4, "block_rank": 4, "nblocks_pattern": {"up_proj": 1},
@@ -149,7 +154,7 @@ def test_changes_point_downhill_and_leave_the_model_alone(probe):
 
 
 def test_kinds_that_do_not_exist_are_named():
-    with pytest.raises(ValueError, match=r"ends with 'q_prj'.*q_proj"):
+    with pytest.raises(ValueError, match=r"ends with 'q_prj'. Did you mean 'q_proj'\?"):
         module_kinds(tiny_llama(), ["q_prj"])
 
 
@@ -176,12 +181,51 @@ def test_the_front_and_the_sentences_follow_from_the_rows():
     assert "more (100 % of the parameters) is worse than lora" in said[1]
     rows[2]["mean"]["loss"] = 1.99
     assert "level with" in notes(rows, "loss", True)[1]
+    assert "better 0 times, level 1, worse 0" in notes(rows, "loss", True)[2]
+    for one in rows:
+        one["sd"]["loss"] = None
+    assert "one seed, so this may be chance" in notes(rows, "loss", True)[1]
+    rows[2] |= {"parameters": 50, "settings": {"nblocks": 1, "block_rank": 2}}
+    said = notes(rows, "loss", True)
+    assert "none is compared" in said[1]
+    assert "it is LoRA with alpha = r" in said[2]
+
+
+def test_the_winner_is_chosen_by_validation_and_can_be_used_as_it_is():
+    rows = [row("search-a", "more", 1.0, 100), row("search-b", "more", 2.0, 100)]
+    settings = {"nblocks": 4, "block_rank": 2, "nblocks_pattern": {"up_proj": 1}}
+    for one, tried in zip(rows, ({"0.1": 3.0}, {"0.1": 9.0, "0.3": 2.9}), strict=True):
+        one |= {"settings": settings, "targets": ["q_proj", "up_proj"], "lr": 0.3, "tried": tried}
+    best = winner(rows, ["search-a", "search-b"], "loss")
+    assert best["id"] == "search-b"  # worse on the test split, which must not choose
+    method = from_plain(MethodConfig, yaml.safe_load(best["recipe"])["methods"][0], source="test")
+    assert (method.id, method.settings, method.targets) == ("b", settings, ("q_proj", "up_proj"))
+    config = eval(best["config"], {"MoReConfig": MoReConfig})
+    assert (config.nblocks, config.block_rank) == (4, 2)
+    assert config.target_modules == {"q_proj", "up_proj"}
+
+
+def test_a_look_is_compared_with_training_pair_by_pair():
+    rung = {"steps": 20, "scores": {"a": 1.0, "b": 2.0, "c": 3.0}}
+    assert "3 of 3 pairs" in look_notes({"a": 0.9, "b": 0.5, "c": 0.1}, rung, "loss")[0]
+    assert "1 of 3 pairs" in look_notes({"a": 0.5, "b": 0.9, "c": 0.6}, rung, "loss")[0]
+
+
+def test_one_ending_with_two_shapes_is_two_kinds_that_peft_can_tell_apart():
+    model = tiny_llama()
+    model.model.layers[1].mlp.down_proj = nn.Linear(24, 12)
+    kinds = module_kinds(model, ["down_proj"])
+    assert [(one.in_features, one.out_features) for one in kinds] == [(24, 16), (24, 12)]
+    allocation = {kinds[0].ending: (4, 2), kinds[1].ending: (1, 3)}
+    settings, targets = settings_of(kinds, allocation)
+    wrapped = adapt(model, "more", settings, list(targets))
+    assert trainable_parameters(wrapped) == parameters_of(kinds, allocation)
 
 
 def test_a_matrix_of_more_blocks_than_fit_is_no_choice():
     small = kind(size=4)
     assert (8, 1) not in choices(small, NBLOCKS, RANKS)
     assert NONE in choices(small, NBLOCKS, RANKS)
-    assert isinstance(settings_of({"a": (1, 1)}), tuple)
+    assert isinstance(settings_of([kind("a")], {"a": (1, 1)}), tuple)
     with pytest.raises(ValueError, match="without any adapter"):
-        settings_of({"a": NONE})
+        settings_of([kind("a")], {"a": NONE})
