@@ -77,6 +77,7 @@ class ManticoreModel(ManticorePreTrainedModel):
         self.with_tables = [
             k for k, part in enumerate(config.components) if pretrained.has_position_table(part)
         ]
+        self.takes_cache = all(map(pretrained.takes_cache, config.components))
         self.fast_paths = [bind_fast_paths(component) for component in components]
         self.rows = Mixture(
             config.num_blocks, len(components), config.own_embed_mixture, config.own_head_mixture
@@ -214,7 +215,8 @@ class ManticoreModel(ManticorePreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
-        use_cache = not self.training if use_cache is None else use_cache
+        if use_cache is None:
+            use_cache = self.takes_cache and not self.training
         if self.training and any(map(pretrained.is_checkpointing, self.components)):
             use_cache = False
         if use_cache and cache is None:
@@ -258,7 +260,7 @@ def build_component(config: PreTrainedConfig) -> PreTrainedModel:
     if config._attn_implementation and not has_attention(cls, config._attn_implementation):
         # Passing "sdpa" down to a model without attention would raise.
         config._attn_implementation = "eager"
-    return cls._from_config(config)
+    return pretrained.inner_model(cls._from_config(config))
 
 
 def count_positions(

@@ -63,8 +63,9 @@ def component_cost(
 def embedding_cost(config: PreTrainedConfig, *, vocab_size: int | None = None) -> Cost:
     """The token table and the position table: parameters, and no FLOPs."""
     rows = config.vocab_size if vocab_size is None else vocab_size
-    if check_supported(config).has_position_table(config):
-        rows += config.max_position_embeddings
+    family = check_supported(config)
+    if family.has_position_table(config):
+        rows += config.max_position_embeddings + family.position_offset
     return Cost(embedding_parameters=rows * config.hidden_size)
 
 

@@ -31,8 +31,14 @@ class Family:
     """Attribute of the base model that holds the list of layers."""
     final_norm: str
     """Attribute of the norm after the last layer."""
+    inner: str | None = None
+    """Attribute of transformers' base model that holds everything above (OPT's decoder)."""
     position_table: str | None = None
     """Attribute of the learned position table, added once at the entry; None: no table."""
+    position_argument: str | None = None
+    """Argument by which that table takes positions; None: its only one."""
+    position_offset: int = 0
+    """Rows of that table before the row of position 0."""
     head_bias: bool = False
     """Whether every language model head of the family has a bias; see `has_head_bias`."""
     entry_dropout: str | None = None
@@ -50,6 +56,11 @@ class Family:
     is_recurrent: bool = False
     """A state instead of keys and values: takes `cache_params`, no positions, any length."""
 
+    no_cache: str | None = None
+    """Why there is no cached decoding and no padding; None: there are both."""
+    prepare_view: Callable[[Any], None] | None = None
+    """Neutralises what a range of layers would otherwise do to the whole model."""
+
     own_cache_layers: Callable[[int], list[Any]] | None = None
     """Makes so many empty cache layers; None: transformers' DynamicCache makes them."""
 
@@ -60,12 +71,25 @@ class Family:
             getattr(config, "positions", "learned") == "learned"
         )
 
+    def positions(self, base: PreTrainedModel, position_ids: Tensor) -> Tensor:
+        """Rows of the learned table of positions: (B or 1, T, d)."""
+        assert self.position_table is not None
+        named = {} if self.position_argument is None else {self.position_argument: position_ids}
+        rows: Tensor = getattr(base, self.position_table)(position_ids, **named)
+        return rows
+
     def layer_arguments(
         self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor
     ) -> dict[str, Tensor | None]:
         """Arguments of the base model's forward that differ between the families."""
         if not self.is_recurrent:
             return {"attention_mask": attention_mask, "position_ids": position_ids}
+        if self.no_cache is not None:
+            if attention_mask is not None and not attention_mask.all():
+                raise ValueError(
+                    f"A batch with padding, and {self.no_cache}. Use sequences of one length."
+                )
+            return {}
         # A recurrent layer masks the tokens it is given now; the past is in its state already.
         if attention_mask is not None:
             attention_mask = attention_mask[:, -hidden.shape[1] :]
@@ -86,6 +110,18 @@ class Family:
         weight = getattr(head, "weight", None)
         dtype = weight.dtype if weight is not None and weight.is_floating_point() else None
         return head(hidden if dtype is None else hidden.to(dtype)).float()
+
+
+def _stop_rescaling(view: Any) -> None:
+    """Keep RWKV from halving weights in place when it is first run in eval mode."""
+    every = view.config.rescale_every
+    if view.layers_are_rescaled and 0 < every <= max(block.layer_id for block in view.blocks):
+        raise ValueError(
+            f"This rwkv was run by transformers in eval mode with rescale_every={every}, which "
+            "halved weights in place. Load it again, and set config.rescale_every = 0 before "
+            "running it outside of a hybrid."
+        )
+    view.config.__dict__["rescale_every"] = 0
 
 
 FAMILIES = {
@@ -145,6 +181,16 @@ FAMILIES = {
             entry_dropout="drop",
         ),
         Family(
+            model_type="opt",
+            inner="decoder",
+            layers="layers",
+            final_norm="final_layer_norm",  # None in the models that norm behind each layer
+            position_table="embed_positions",
+            position_argument="position_ids",
+            position_offset=2,
+            layer_cache="past_key_values",
+        ),
+        Family(
             model_type="mamba",
             layers="layers",
             final_norm="norm_f",
@@ -167,6 +213,15 @@ FAMILIES = {
             float32_logits=True,
             is_recurrent=True,
             restarts_state=True,
+        ),
+        Family(
+            model_type="rwkv",
+            layers="blocks",
+            final_norm="ln_out",
+            is_recurrent=True,
+            no_cache="transformers' rwkv ignores padding masks and decodes batches with a cache "
+            "wrongly (its token shift mixes the rows)",
+            prepare_view=_stop_rescaling,
         ),
         Family(
             model_type="jamba", layers="layers", final_norm="final_layernorm", restarts_state=True
@@ -209,6 +264,20 @@ FAMILIES = {
 }
 
 
+WITHOUT_A_ROW = {
+    "recurrent_gemma": "its recurrent state lives in its modules instead of a cache, so that beam "
+    "search and a second sequence would see the state of the first. For linear recurrences "
+    "beside local attention use a hybrid of mamba2 or qwen3_next with gemma2.",
+    "xlstm": "it keeps a cache of its own kind that no other component can share, and outside of "
+    "training runs long sequences in pieces without gradients. Use qwen3_next, whose memory is a "
+    "matrix as well.",
+    "zamba2": "its shared attention block reads the embeddings again at many depths, so that its "
+    "layers cannot be cut into ranges that hand on one stream. Use bamba, nemotron_h or "
+    "granitemoehybrid, which have the same Mamba-2 layers.",
+}
+"""Families of transformers that we know and refuse, and why."""
+
+
 def check_supported(config: PreTrainedConfig) -> Family:
     """The row of a config's family; raises `UnsupportedFamilyError` when there is none."""
     # Read past the config's own __getattribute__, which is slow and asked for at every call.
@@ -219,6 +288,12 @@ def check_supported(config: PreTrainedConfig) -> Family:
         raise UnsupportedFamilyError(
             "This lfm2 has conv_bias=True, and transformers lets padding leak through that bias. "
             "Published LFM2 models have none; use one of them."
+        )
+    if family.model_type == "opt" and config.word_embed_proj_dim != config.hidden_size:
+        raise UnsupportedFamilyError(
+            f"This opt embeds tokens in {config.word_embed_proj_dim} dimensions and projects them "
+            f"to its width of {config.hidden_size}; a component's table and head must have the "
+            "width of its layers. Of the published sizes only opt-350m is built so: use another."
         )
     if config.__dict__.get("add_cross_attention", False):
         raise UnsupportedFamilyError(
@@ -235,6 +310,8 @@ def has_head_bias(config: PreTrainedConfig) -> bool:
 
 def unsupported_message(model_type: object) -> str:
     """What to tell someone whose model has no row."""
+    if model_type in WITHOUT_A_ROW:
+        return f"Model family {model_type!r} is not supported: {WITHOUT_A_ROW[str(model_type)]}"
     known = sorted(FAMILIES)
     close = difflib.get_close_matches(str(model_type), known, n=1, cutoff=0.75)
     hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -248,6 +325,6 @@ def unsupported_message(model_type: object) -> str:
 class NoPositions(nn.Module):
     """Stands in for a position table whose rows were added at the entry already."""
 
-    def forward(self, position_ids: Tensor) -> Tensor:
+    def forward(self, given: Tensor, *_: Any, **__: Any) -> Tensor:
         """A zero that broadcasts and keeps the dtype of what it is added to."""
-        return torch.zeros((), dtype=position_ids.dtype, device=position_ids.device)
+        return torch.zeros((), dtype=given.dtype, device=given.device)

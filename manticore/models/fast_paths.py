@@ -4,8 +4,8 @@ transformers' Mamba-1 falls back to a loop whose backward pass is quadratic in t
 CUDA kernel is there, and its multi-token continuation of a filled cache restarts at a zero state.
 `bind_fast_paths` gives the Mamba-1 mixers of one model instance (Mamba's, Falcon-Mamba's, Jamba's)
 a subclass whose forward uses `manticore.mixers.selective_scan`: same parameters, same names, same
-numbers, and exact continuation. Other models in the process, and the classes in transformers, stay
-as they were.
+numbers, and exact continuation; RWKV-4's attention gets `manticore.models.fast_rwkv` likewise.
+Other models in the process, and the classes in transformers, stay as they were.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from transformers.integrations.accelerate import force_accelerate_hooks
 from transformers.models.falcon_mamba.modeling_falcon_mamba import FalconMambaMixer
 from transformers.models.jamba.modeling_jamba import JambaMambaMixer
 from transformers.models.mamba.modeling_mamba import MambaMixer
+from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
 
 from manticore.mixers.causal_conv import causal_conv
 from manticore.mixers.selective_scan import selective_scan, selective_step
+from manticore.models.fast_rwkv import FastRwkvSelfAttention, prefers_wkv_kernel
 
 
 def bind_fast_paths(base: nn.Module) -> dict[str, str]:
-    """Give every Mamba-1 mixer inside `base` the fast forward; binding twice changes nothing.
+    """Give every slow mixer inside `base` the fast forward; binding twice changes nothing.
 
     Parameters, buffers, hooks and state-dict names stay. Works before or after PEFT injects its
     layers, on copies and with gradient checkpointing.
@@ -51,24 +53,26 @@ def unbind_fast_paths(base: nn.Module) -> None:
 
 
 def has_stock_scan(base: nn.Module) -> bool:
-    """Whether a Mamba-1 mixer inside `base` runs transformers' own forward."""
+    """Whether a mixer with a fast forward runs transformers' own one inside `base`."""
     return any(type(module) in _FAST for module in base.modules())
 
 
 def describe_fast_paths(base: nn.Module) -> dict[str, str]:
-    """Say which scan the Mamba-1 mixers inside `base` use where their weights are now.
+    """Say which scans the mixers inside `base` use where their weights are now.
 
     Returns:
-        {} without such mixers, else {"selective_scan": name} for a run's record, with name
-        "torch-step" (ours), "cuda-kernel" (mamba_ssm's) or "transformers" (nothing is bound).
+        {} without such mixers, else for a run's record {"selective_scan": name} with Mamba-1,
+        {"wkv_scan": name} with RWKV-4, and name "torch-step" (ours), "cuda-kernel" (that of
+        mamba_ssm or of transformers) or "transformers" (nothing is bound).
     """
-    names = set()
+    names: dict[str, set[str]] = {}
     for module in base.modules():
-        if isinstance(module, FastScan):
-            names.add("cuda-kernel" if _prefers_kernels(module.A_log) else "torch-step")
-        elif type(module) in _FAST:
-            names.add("transformers")
-    return {"selective_scan": "+".join(sorted(names))} if names else {}
+        scan = "wkv_scan" if isinstance(module, RwkvSelfAttention) else "selective_scan"
+        if type(module) in _FAST:
+            names.setdefault(scan, set()).add("transformers")
+        elif type(module) in _STOCK:
+            names.setdefault(scan, set()).add(_bound_scan(module))
+    return {scan: "+".join(sorted(found)) for scan, found in names.items()}
 
 
 class FastScan(nn.Module):
@@ -190,8 +194,17 @@ _FAST: dict[type[nn.Module], type[nn.Module]] = {
     MambaMixer: FastMambaMixer,
     FalconMambaMixer: FastFalconMambaMixer,
     JambaMambaMixer: FastJambaMambaMixer,
+    RwkvSelfAttention: FastRwkvSelfAttention,
 }
 _STOCK = {fast: stock for stock, fast in _FAST.items()}
+
+
+def _bound_scan(mixer: Any) -> str:
+    if isinstance(mixer, RwkvSelfAttention):
+        uses_kernel = prefers_wkv_kernel(mixer.time_decay)
+    else:
+        uses_kernel = _prefers_kernels(mixer.A_log)
+    return "cuda-kernel" if uses_kernel else "torch-step"
 
 
 def _filled_state(cache_params: Cache | None, layer_idx: int) -> Tensor | None:

@@ -152,13 +152,14 @@ def _measured_layer(config_text: str, model_type: str) -> LayerShape:
     with torch.device("meta"):
         base = AutoModel.from_config(config)
     family = check_supported(config)
+    base = base if family.inner is None else getattr(base, family.inner)
     layer, norm = getattr(base, family.layers)[0], getattr(base, family.final_norm)
     dense = [module for module in layer.modules() if isinstance(module, nn.Linear)]
     in_dense = sum(p.numel() for module in dense for p in module.parameters())
     return LayerShape(
         matrices=tuple((m.in_features, m.out_features, m.bias is not None) for m in dense),
         other_parameters=sum(p.numel() for p in layer.parameters()) - in_dense,
-        final_norm=sum(p.numel() for p in norm.parameters()),
+        final_norm=0 if norm is None else sum(p.numel() for p in norm.parameters()),
         attention_width=config.num_attention_heads * _head_size(config),
         kv_width=_kv_heads(config) * _head_size(config),
     )
@@ -171,7 +172,8 @@ def _head_size(config: PreTrainedConfig) -> int:
 
 def _kv_heads(config: PreTrainedConfig) -> int:
     if config.model_type != "falcon":
-        return config.num_key_value_heads
+        heads: int = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        return heads
     # Keys of one head are kept, of groups they are repeated for every head first.
     is_shared = config.multi_query and not config.new_decoder_architecture
     return 1 if is_shared else config.num_attention_heads

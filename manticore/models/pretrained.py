@@ -41,6 +41,7 @@ __all__ = [
     "has_float32_logits",
     "has_plain_logits",
     "has_position_table",
+    "inner_model",
     "is_checkpointing",
     "is_plain_linear",
     "load_component",
@@ -48,6 +49,7 @@ __all__ = [
     "n_layers",
     "run_layers",
     "split_causal_lm",
+    "takes_cache",
 ]
 
 # Config fields with one entry per layer; a view's config holds the entries of its own layers.
@@ -63,7 +65,13 @@ def split_causal_lm(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]
             f"{type(model).__name__} has no language model head. Load the component with "
             "AutoModelForCausalLM, or with manticore's load_component."
         )
-    return base, head
+    return inner_model(base), head
+
+
+def inner_model(base: PreTrainedModel) -> PreTrainedModel:
+    """The part of transformers' base model that has the layers: itself in most families."""
+    inner = check_supported(base.config).inner
+    return base if inner is None else getattr(base, inner)
 
 
 def d_model(config: PreTrainedConfig) -> int:
@@ -123,7 +131,7 @@ def enter(base: PreTrainedModel, hidden: Tensor, position_ids: Tensor) -> Tensor
     """
     family = check_supported(base.config)
     if family.position_table is not None:
-        positions = getattr(base, family.position_table)(position_ids)
+        positions = family.positions(base, position_ids)
         hidden = hidden + positions.to(device=hidden.device, dtype=hidden.dtype)
     if family.entry_dropout is not None:
         hidden = getattr(base, family.entry_dropout)(hidden)
@@ -211,9 +219,19 @@ def is_checkpointing(base: PreTrainedModel) -> bool:
     return len(layers) > 0 and bool(getattr(layers[0], "gradient_checkpointing", False))
 
 
+def takes_cache(config: PreTrainedConfig) -> bool:
+    """Whether the family can decode with a cache."""
+    return check_supported(config).no_cache is None
+
+
 def cache_layers(config: PreTrainedConfig) -> list[Any]:
     """Empty Hugging Face cache layers, one for each layer of the component."""
     family = check_supported(config)
+    if family.no_cache is not None:
+        raise ValueError(
+            f"A {config.model_type} component has no cache: {family.no_cache}. Pass "
+            "use_cache=False, to generate as well; every new token is then a full forward pass."
+        )
     if family.own_cache_layers is not None:
         return family.own_cache_layers(n_layers(config))
     layers = DynamicCache(config=config).layers
@@ -243,6 +261,8 @@ def make_view(
     if family.entry_multiplier is not None:
         view.__dict__[family.entry_multiplier] = 1.0
     view.__dict__["config"] = _slice_config(base.config, lo, hi)
+    if family.prepare_view is not None:
+        family.prepare_view(view)
     return view
 
 
@@ -259,7 +279,8 @@ def _run_view(
     cache: StageCache | None,
 ) -> Tensor:
     arguments: dict[str, Any] = dict(family.layer_arguments(hidden, attention_mask, position_ids))
-    arguments["cache_params" if family.is_recurrent else "past_key_values"] = cache
+    if family.no_cache is None:
+        arguments["cache_params" if family.is_recurrent else "past_key_values"] = cache
     # The class's forward, not a call: hooks on the base model, and a forward that accelerate put
     # on the instance, are about the whole of it.
     output = type(view).forward(

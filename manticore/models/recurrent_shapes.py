@@ -31,6 +31,7 @@ RECURRENT = (
     "nemotron_h",
     "olmo_hybrid",
     "qwen3_next",
+    "rwkv",
 )
 """Families whose layers are read off here."""
 
@@ -38,7 +39,8 @@ RECURRENT = (
 # many, Mamba-1's as counted in `layer_shapes`.
 # Mamba-2: decay, dt x B, their sum, times C, sum; dt x, D x, sum, dt, decay for each channel.
 # Delta rule: decay, k S (two), k times what is written, sum, q S (two).
-_MAMBA2, _DELTA = (5, 5), (7, 0)
+# RWKV-4: 12 for the output and 11 for the state, largest keys and exponentials included.
+_MAMBA2, _DELTA, _WKV4 = (5, 5), (7, 0), 23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,10 @@ def _attention(layer: Any) -> Iterator[Any]:
 def _recurrences(layer: Any) -> Iterator[tuple[int, int, int]]:
     """(numbers in the state, operations forward, backward) of each recurrent mixer."""
     for module in layer.modules():
+        if hasattr(module, "time_decay"):  # RWKV-4: two sums and their scale, two shifted tokens
+            channels = module.time_decay.numel()
+            yield 5 * channels, _WKV4 * channels, 2 * _WKV4 * channels
+            continue
         A_log = getattr(module, "A_log", None)
         if A_log is None:
             continue

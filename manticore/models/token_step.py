@@ -88,8 +88,9 @@ def run_token(
     arguments = _layer_arguments(family, position_ids, cache, rotary)
     for layer in list(getattr(base, family.layers)._modules.values())[lo:hi]:
         hidden = layer(hidden, **arguments)
-    if final_norm:
-        hidden = getattr(base, family.final_norm)(hidden)
+    norm = getattr(base, family.final_norm) if final_norm else None
+    if norm is not None:  # some OPT models end without one
+        hidden = norm(hidden)
     return hidden.to(dtype)
 
 

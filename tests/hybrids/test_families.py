@@ -18,6 +18,8 @@ MIXES = (
     ("jamba", "falcon_mamba", "llama"),
     ("bamba", "granitemoehybrid", "olmo_hybrid"),
     ("qwen3_next", "nemotron_h", "kimi_linear", "gpt2"),
+    ("opt", "jamba"),
+    ("gpt2", "opt", "mamba2", "opt"),
 )
 every_mix = pytest.mark.parametrize("families", MIXES, ids="+".join)
 

@@ -68,4 +68,12 @@ ATTENTION_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
          "new_decoder_architecture": True, "tie_word_embeddings": False},
     ),
     "olmo2": _grouped({}, {"attention_bias": True}, {}),
+    "opt": (
+        {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "ffn_dim": 48,
+         "dropout": 0.0},
+        {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "ffn_dim": 40,
+         "dropout": 0.0, "do_layer_norm_before": False, "tie_word_embeddings": False},
+        {"hidden_size": 40, "num_hidden_layers": 5, "num_attention_heads": 5, "ffn_dim": 56,
+         "dropout": 0.0, "enable_bias": False, "activation_function": "gelu"},
+    ),
 }  # fmt: skip

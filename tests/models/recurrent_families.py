@@ -20,6 +20,15 @@ def _linear(pattern: str) -> list[str]:
     return _kinds(pattern, L="linear_attention", A="full_attention")
 
 
+UNCACHED_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
+    "rwkv": (
+        _sizes(32, 4, intermediate_size=48, rescale_every=0),
+        _sizes(24, 3, intermediate_size=40, rescale_every=0, tie_word_embeddings=True),
+        _sizes(40, 5, rescale_every=0, layer_norm_epsilon=1e-3),
+    ),
+}
+"""Families that refuse padding and a cache."""
+
 RECURRENT_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
     "mamba2": (
         _sizes(32, 4, state_size=8, num_heads=4, head_dim=16, n_groups=2, chunk_size=4),

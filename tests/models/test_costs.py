@@ -28,6 +28,7 @@ from manticore.models.costs import (
 from manticore.models.families import check_supported
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.layer_shapes import SCAN_BACKWARD, SCAN_FORWARD
+from manticore.models.pretrained import inner_model
 from manticore.models.recurrent_shapes import RECURRENT
 from tests.models.tiny import ALL_TINY, tiny, tiny_config, token_ids
 
@@ -79,7 +80,9 @@ def test_parameters_equal_those_of_the_built_model(family: str, variant: int) ->
     tables = {id(model.get_input_embeddings().weight): model.get_input_embeddings().weight}
     tables[id(model.get_output_embeddings().weight)] = model.get_output_embeddings().weight
     if check_supported(model.config).has_position_table(model.config):
-        positions = getattr(model.base_model, check_supported(model.config).position_table)
+        positions = getattr(
+            inner_model(model.base_model), check_supported(model.config).position_table
+        )
         tables[0] = positions.weight
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         tables[1] = model.get_output_embeddings().bias

@@ -12,7 +12,7 @@ from transformers import (
 
 import manticore  # noqa: F401 (its own model families are then known to transformers)
 from tests.models.attention_families import ATTENTION_FAMILIES
-from tests.models.recurrent_families import RECURRENT_FAMILIES
+from tests.models.recurrent_families import RECURRENT_FAMILIES, UNCACHED_FAMILIES
 
 VARIANTS = (0, 1, 2)
 MAX_POSITIONS = 64
@@ -71,7 +71,7 @@ _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
             {"mixer": "gated-deltanet", "n_heads": 2}, {"mixer": "rwkv5", "head_size": 8}]},
     ),
 }  # fmt: skip
-_SETTINGS |= ATTENTION_FAMILIES | RECURRENT_FAMILIES
+_SETTINGS |= ATTENTION_FAMILIES | RECURRENT_FAMILIES | UNCACHED_FAMILIES
 FAMILY_NAMES = tuple(_SETTINGS)
 ALL_TINY = [(family, variant) for family in FAMILY_NAMES for variant in VARIANTS]
 
@@ -87,7 +87,7 @@ def tiny_config(family: str, variant: int = 0, **overrides: Any) -> PreTrainedCo
     if family == "manticore_mixers":
         learned = _SETTINGS[family][variant].get("positions") == "learned"
         shared["max_position_embeddings"] = MAX_POSITIONS if learned else None
-    elif family != "mamba":
+    elif family not in ("mamba", "rwkv"):
         shared["max_position_embeddings"] = MAX_POSITIONS
     if family == "gpt2":
         shared |= {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}

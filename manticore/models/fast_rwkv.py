@@ -1,0 +1,36 @@
+"""RWKV-4's attention with our scan: same parameters, same numbers, linear time backward.
+
+transformers' loop writes every step into one tensor, and the backward pass copies that tensor
+once for each step: quadratic in the length. `fast_paths.bind_fast_paths` gives instances this
+subclass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.rwkv import modeling_rwkv
+from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
+
+from manticore.mixers.wkv4_scan import wkv4_scan
+
+
+class FastRwkvSelfAttention(RwkvSelfAttention):
+    """RWKV-4's time mixing for whole sequences; a state goes to transformers' own."""
+
+    def forward(self, hidden: Tensor, state: Any = None, use_cache: bool = False) -> Any:
+        """Mix tokens along time; (batch, seq, d_model) to the same, and the state as given."""
+        if state is not None or prefers_wkv_kernel(hidden):
+            stock: Any = super()
+            return stock.forward(hidden, state=state, use_cache=use_cache)
+        receptance, key, value, _ = self.extract_key_value(hidden)
+        decay = -torch.exp(self.time_decay.float())
+        mixed, _ = wkv4_scan(key, value, decay, self.time_first)
+        return self.output(receptance * mixed), None
+
+
+def prefers_wkv_kernel(tensor: Tensor) -> bool:
+    """Whether transformers has its CUDA kernel ready for this tensor."""
+    return tensor.is_cuda and modeling_rwkv.rwkv_cuda_kernel is not None
