@@ -60,8 +60,9 @@ def check_methods(recipe: AdaptRecipe) -> None:
 
     check_pattern(recipe.evaluate.answer_pattern)
     for method in recipe.methods:
-        check_method(method.method, method.settings)
-        if method.method != FULL:
+        if method.method == FULL:
+            check_method(method.method, method.settings)
+        else:
             method_config(method.method, method.settings, None)
 
 
