@@ -62,41 +62,47 @@ def winner(rows: Sequence[Row], finalists: Sequence[str], by: str) -> dict[str, 
     }
 
 
-def look_notes(shares: Mapping[str, float], rung: Mapping[str, Any], by: str) -> list[str]:
-    """How well the one look foretells what training finds: pairs that both order alike.
+def look_notes(
+    proposed: str,
+    is_kept: bool,
+    look: Mapping[str, float],
+    rung: Mapping[str, Any] | None,
+    by: str,
+) -> list[str]:
+    """What the one look proposed, and how well it foretells training: pairs ordered alike.
 
     Args:
-        shares: candidate -> share of the change that it holds.
-        rung: `scores` of the first rung.
+        proposed: title of the one-shot choice.
+        is_kept: whether it is among the finalists.
+        look: candidate -> share of the change that it holds.
+        rung: the first one, with `scores`.
     """
+    fate = "is among the finalists" if is_kept else "did not survive the rungs"
+    said = [f"The look proposes {proposed}, which {fate}."]
+    if rung is None or len(rung["scores"]) < 2:
+        return said
     scores = {name: badness({by: value}, by) for name, value in rung["scores"].items()}
     pairs = list(combinations(scores, 2))
-    alike = sum((shares[a] - shares[b]) * (scores[b] - scores[a]) > 0 for a, b in pairs)
-    if not pairs:
-        return []
+    alike = sum((look[a] - look[b]) * (scores[b] - scores[a]) > 0 for a, b in pairs)
     return [
+        *said,
         f"The look and {rung['steps']} steps of training order {alike} of {len(pairs)} pairs of "
-        "shapes alike."
+        "shapes alike.",
     ]
 
 
-def notes(rows: Sequence[Row], metric: str, one_shot_won: bool) -> list[str]:
+def notes(rows: Sequence[Row], metric: str) -> list[str]:
     """MoRe against LoRA at as many parameters, in sentences that follow from the rows."""
-    said = [
-        "The one-shot choice is among the finalists."
-        if one_shot_won
-        else "The one-shot choice did not survive the rungs."
-    ]
     loras = [row for row in rows if row["method"] == "lora"]
     mores = [row for row in rows if row["method"] == "more"]
     pairs = [(ours, lora) for lora in loras for ours in mores if _is_equal(ours, lora)]
-    said += [_against(ours, lora, metric) for ours, lora in pairs]
+    said = [_against(ours, lora, metric) for ours, lora in pairs]
     if pairs:
-        counts = [_verdict(ours, lora, metric) for ours, lora in pairs]
-        better, level, worse = (sum(c.startswith(w) for c in counts) for w in _VERDICTS)
+        found = [_verdict(ours, lora, metric) for ours, lora in pairs]
+        better, level, worse = (found.count(word) for word in _VERDICTS)
         said.append(
-            f"MoRe against LoRA at equal parameters: better {better} times, level {level}, worse "
-            f"{worse}."
+            f"At equal parameters MoRe is better than LoRA in {better} of {len(pairs)} "
+            f"comparisons, level in {level}, worse in {worse}."
         )
     elif loras and mores:
         said.append("No shape has as many parameters as a LoRA row, so none is compared.")
@@ -149,6 +155,6 @@ def _is_one_block(row: Row) -> bool:
 
 def _one_block(row: Row) -> str:
     return (
-        f"{row['label']} has one block everywhere: it is LoRA with alpha = r, and more blocks did "
-        "not help it here."
+        f"{row['label']} has one block everywhere, which is LoRA with alpha = r: PEFT's own LoRA "
+        "does as well."
     )

@@ -68,8 +68,10 @@ def search_shapes(experiment: TuningExperiment) -> dict[str, Any]:
         "front": front_of(rows, metric),
         "winner": winner(rows, [method.id for method in finalists], by),
         "notes": [
-            *(look_notes(look, history[0], by) if history else ()),
-            *notes(rows, metric, "one-shot" in names),
+            *look_notes(
+                title_of(chosen), "one-shot" in names, look, history[0] if history else None, by
+            ),
+            *notes(rows, metric),
         ],
     }
 

@@ -176,19 +176,20 @@ def test_the_front_and_the_sentences_follow_from_the_rows():
         row("more", "more", 2.1, 100), row("ia3", "ia3", 2.5, 10),
     ]  # fmt: skip
     assert front_of(rows, "loss")["parameters"] == ["lora", "ia3"]
-    said = notes(rows, "loss", one_shot_won=False)
-    assert "did not survive" in said[0]
-    assert "more (100 % of the parameters) is worse than lora" in said[1]
+    said = notes(rows, "loss")
+    assert "more (100 % of the parameters) is worse than lora" in said[0]
+    assert "better than LoRA in 0 of 1 comparisons, level in 0, worse in 1" in said[1]
     rows[2]["mean"]["loss"] = 1.99
-    assert "level with" in notes(rows, "loss", True)[1]
-    assert "better 0 times, level 1, worse 0" in notes(rows, "loss", True)[2]
+    assert "level with" in notes(rows, "loss")[0]
+    rows[2]["mean"]["loss"] = 1.9
+    assert "better than" in notes(rows, "loss")[0]
     for one in rows:
         one["sd"]["loss"] = None
-    assert "one seed, so this may be chance" in notes(rows, "loss", True)[1]
+    assert "one seed, so this may be chance" in notes(rows, "loss")[0]
     rows[2] |= {"parameters": 50, "settings": {"nblocks": 1, "block_rank": 2}}
-    said = notes(rows, "loss", True)
-    assert "none is compared" in said[1]
-    assert "it is LoRA with alpha = r" in said[2]
+    said = notes(rows, "loss")
+    assert "none is compared" in said[0]
+    assert "is LoRA with alpha = r" in said[1]
 
 
 def test_the_winner_is_chosen_by_validation_and_can_be_used_as_it_is():
@@ -207,8 +208,12 @@ def test_the_winner_is_chosen_by_validation_and_can_be_used_as_it_is():
 
 def test_a_look_is_compared_with_training_pair_by_pair():
     rung = {"steps": 20, "scores": {"a": 1.0, "b": 2.0, "c": 3.0}}
-    assert "3 of 3 pairs" in look_notes({"a": 0.9, "b": 0.5, "c": 0.1}, rung, "loss")[0]
-    assert "1 of 3 pairs" in look_notes({"a": 0.5, "b": 0.9, "c": 0.6}, rung, "loss")[0]
+    alike = look_notes("4 x 2", True, {"a": 0.9, "b": 0.5, "c": 0.1}, rung, "loss")
+    assert "proposes 4 x 2, which is among the finalists" in alike[0]
+    assert "3 of 3 pairs" in alike[1]
+    other = look_notes("4 x 2", False, {"a": 0.5, "b": 0.9, "c": 0.6}, rung, "loss")
+    assert "did not survive" in other[0]
+    assert "1 of 3 pairs" in other[1]
 
 
 def test_one_ending_with_two_shapes_is_two_kinds_that_peft_can_tell_apart():
