@@ -134,7 +134,7 @@ def describe(
     row_tokens = recipe.train.batch_size * recipe.data.seq_len
     return [
         *lines,
-        f"trainings: {count}, and at most one more for each row whose best rate lies at an end; "
+        f"trainings: {count}, and at most two more for each row whose best rate lies at an end; "
         f"{recipe.train.steps:,} steps of {row_tokens:,} tokens for a row of length 1",
         f"would write: {out}/result.json, table.md, report.html, models/, rows/, trials/",
     ]

@@ -61,7 +61,7 @@ class TransferExperiment:
             {row.id: self._rates(row) for row in self.recipe.rows},
             lambda wanted: self._train([(row, lr, self.seeds[0]) for row, lr in wanted]),
             lambda result: _finite(result["validation"]),
-            extensions=1,
+            extensions=2,
         )
         others = [
             (row.id, chosen[row.id]["lr"], seed)

@@ -91,9 +91,7 @@ class Student:
         ledger = Ledger.of(self.teacher.config, model.config, self.recipe.data.seq_len)
         curve = [self._point(model, ledger)]
         if self.align_steps:
-            result = self._align(model, folder)
-            ledger.align(result.tokens, len(converted_layers(model)))
-            curve.append(self._point(model, ledger))
+            curve += self._aligned(model, ledger, folder)
         start = curve[-1]["loss"]
         memory: dict[str, Any] = {}
         if self.steps:
@@ -137,7 +135,19 @@ class Student:
         seed = derive_seed(self.seed, self.recipe.name, stage, "batches")
         return self.data.batches("train", self.recipe.train.batch_size, seed).batch_at
 
-    def _align(self, model: ConvertedForCausalLM, folder: RunFolder) -> Any:
+    def _aligned(
+        self, model: ConvertedForCausalLM, ledger: Ledger, folder: RunFolder
+    ) -> list[dict[str, float]]:
+        """The first stage: its part of the curve, its cost written into the ledger."""
+        result, curve, done = self._align(model, folder), [], 0
+        for evaluation in result.evaluations:
+            tokens = result.tokens * (evaluation["step"] - done) / self.align_steps
+            ledger.align(tokens, len(converted_layers(model)))
+            curve.append({"loss": evaluation["loss"], **ledger.so_far()})
+            done = evaluation["step"]
+        return curve
+
+    def _align(self, model: ConvertedForCausalLM, folder: RunFolder) -> TrainResult:
         return train(
             model,
             self._batches("align"),
@@ -146,6 +156,8 @@ class Student:
             loss_fn=align_loss(self.teacher, self.recipe.align.match),
             folder=folder.path / "align",
             name=f"{self.row.id}: align",
+            eval_fn=self._validation,
+            eval_every=self.recipe.validate_every,
             progress=False,
             seed=derive_seed(self.seed, self.recipe.name, "align"),
             final_only=True,
@@ -177,7 +189,7 @@ class Student:
             name=f"{self.row.id}: train",
             log=lambda line: folder.log({**line, "stage": "train", "row": self.row.id}),
             on_start=lambda done: folder.truncate_metrics("train", done),
-            eval_fn=lambda m: losses_by_kind(m, self.data.packs["validation"])["loss"]["mean"],
+            eval_fn=self._validation,
             eval_every=self.recipe.validate_every,
             progress=False,
             seed=derive_seed(self.seed, self.recipe.name, "train"),
@@ -231,8 +243,11 @@ class Student:
         return TrainConfig(**{n: getattr(section, n) for n in names.split()}, steps=steps, lr=lr)
 
     def _point(self, model: nn.Module, ledger: Ledger) -> dict[str, float]:
-        loss = losses_by_kind(model, self.data.packs["validation"])["loss"]["mean"]
-        return {"loss": loss, **ledger.so_far()}
+        return {"loss": self._validation(model), **ledger.so_far()}
+
+    def _validation(self, model: nn.Module) -> float:
+        loss: float = losses_by_kind(model, self.data.packs["validation"])["loss"]["mean"]
+        return loss
 
     def _trained(self, plan: TransferPlan, memory: Mapping[str, Any], share: float) -> Any:
         """How the tokens until here were trained, for the ledger."""

@@ -110,7 +110,8 @@ def test_a_row_may_only_align(folder: Path, tmp_path: Path) -> None:
     one = student(folder, {"copy": "all", "align": STEPS})
     result = one.run(tmp_path)
     assert result["start"] == result["validation"]
-    assert len(result["curve"]) == 2
+    assert len(result["curve"]) == 1 + STEPS  # every step was looked at
+    assert result["tokens"] == result["curve"][-1]["tokens"] == STEPS * 4 * 16
     model = trained_student(one.recipe, result, folder, tmp_path)
     assert one._point(model, _ledger(one, model))["loss"] == pytest.approx(result["validation"])
 
