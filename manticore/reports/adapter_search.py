@@ -66,6 +66,7 @@ def draw_panel(result: Mapping[str, Any], key: str) -> Markup:
         FrontPoint(
             cost=max(float(row[key]), 1e-6),
             value=float(row["mean"][metric]),
+            label=str(row["label"]),
             title=f"{row['label']}: {loss_text(row['mean'][metric])}, {text(row[key])}",
             is_front=row["id"] in result["front"][key],
         )

@@ -12,6 +12,7 @@ from manticore.reports.numbers import count_text
 from manticore.reports.svg import Drawing, Scale, tick_texts, ticks
 
 WIDTH, HEIGHT = 340.0, 260.0
+LINE = 13.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class FrontPoint:
     """What a pointer on it says."""
     is_front: bool
     """Whether nothing beats it; such a point is filled."""
+    label: str = ""
+    """Written beside it, if it is on the front."""
 
 
 def draw_front(
@@ -52,7 +55,18 @@ def draw_front(
             r=5.0 if point.is_front else 3.5,
             class_="main dot" if point.is_front else "quiet dot", title=point.title,
         )  # fmt: skip
+    _labels(drawing, [p for p in points if p.is_front and p.label], x, y)
     return drawing.markup()
+
+
+def _labels(drawing: Drawing, points: Sequence[FrontPoint], x: Scale, y: Scale) -> None:
+    """Names towards the middle of the picture; one that would cover another moves up."""
+    free = {"start": math.inf, "end": math.inf}
+    for point in sorted(points, key=lambda point: y(point.value), reverse=True):
+        place = x(math.log10(point.cost))
+        anchor = "start" if place < WIDTH / 2 else "end"
+        height = free[anchor] = min(y(point.value) + 4, free[anchor] - LINE)
+        drawing.text(place + (9 if anchor == "start" else -9), height, point.label, "small", anchor)
 
 
 def _axes(drawing: Drawing, x: Scale, y: Scale, cost_text: Callable[[float], str]) -> None:
