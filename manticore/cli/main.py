@@ -52,6 +52,9 @@ VERBS: dict[str, Verb] = {
     "prune": Verb(
         module="manticore.cli.prune", group="use", help="drop a hybrid's branches of little weight"
     ),
+    "export": Verb(
+        module="manticore.cli.export", group="use", help="write a model for plain transformers"
+    ),
     "adapt run": Verb(
         module="manticore.cli.adapt_run", group="adapt", help="fine-tune by several methods"
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +21,7 @@ from manticore.text.tokenizers import load_tokenizer
 
 def read_config(folder: Path) -> Any:
     """The config of a hybrid or a component in a folder; no weight is read."""
-    if _model_type(folder) == ManticoreConfig.model_type:
+    if model_type(folder) == ManticoreConfig.model_type:
         return ManticoreConfig.from_pretrained(folder)
     return check_loadable(folder)
 
@@ -33,7 +33,7 @@ def load_model(folder: Path, device: str | None = None) -> PreTrainedModel:
         folder: made by `manticore` or by `save_pretrained`.
         device: default the GPU if there is one.
     """
-    if _model_type(folder) == ManticoreConfig.model_type:
+    if model_type(folder) == ManticoreConfig.model_type:
         model = load_hybrid(folder)
     else:
         model = load_component(folder, dtype=torch.float32)
@@ -41,16 +41,18 @@ def load_model(folder: Path, device: str | None = None) -> PreTrainedModel:
     return model.to(chosen_device(device)).eval()
 
 
-def load_hybrid(folder: Path) -> ManticoreForCausalLM:
-    """The hybrid in a folder, in float32."""
-    found = _model_type(folder)
+def load_hybrid(
+    folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> ManticoreForCausalLM:
+    """The hybrid in a folder, in float32 or (auto) in its own dtype."""
+    found = model_type(folder)
     if found != ManticoreConfig.model_type:
         raise ValueError(
             f"{folder} holds a {found} model, not a hybrid. Give a folder that `manticore run` "
             "or `manticore build` wrote."
         )
     try:
-        return ManticoreForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return ManticoreForCausalLM.from_pretrained(folder, dtype=dtype)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(
             f"The weights in {folder} do not load: {str(error).strip().splitlines()[0]} The files "
@@ -144,7 +146,7 @@ def check_output_file(out: Path | None, verb: str) -> None:
         )
 
 
-def _model_type(folder: Path) -> str:
+def model_type(folder: Path) -> str:
     """The family that a folder's config.json names; what is no model's folder raises."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"

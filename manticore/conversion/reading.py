@@ -52,7 +52,7 @@ def read_source(model: PreTrainedModel) -> Source:
     if block.tied:
         state.pop("lm_head.weight", None)
     tensors: dict[str, SourceTensor] = {}
-    for canonical, module, change in _places(family, block):
+    for canonical, module, change in places(family, block):
         for leaf in ("weight", "bias"):
             name = f"{module}.{leaf}"
             if name in state:
@@ -91,8 +91,8 @@ def source_family(config: PreTrainedConfig) -> SourceFamily:
     return SOURCES[config.model_type]
 
 
-def _places(family: SourceFamily, block: BlockSpec) -> list[tuple[str, str, str]]:
-    """(canonical module, module of the source, change) of everything in the model."""
+def places(family: SourceFamily, block: BlockSpec) -> list[tuple[str, str, str]]:
+    """(canonical module, module of the source, change) of everything that a model may hold."""
     found = [(canonical, *_split(place)) for canonical, place in family.stem.items()]
     for index in range(block.n_layers):
         for canonical, place in family.layer.items():
