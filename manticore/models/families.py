@@ -150,7 +150,15 @@ FAMILIES = {
                 layer_cache="past_key_values",
                 rotary="rotary_emb",
             )
-            for model_type in ("mistral", "qwen2", "qwen3", "olmo2", "phi3")
+            for model_type in (
+                "cohere",
+                "mistral",
+                "olmo2",
+                "phi3",
+                "qwen2",
+                "qwen3",
+                "stablelm",
+            )  # fmt: skip
         ),
         # Two rotary tables and two masks, by kind of layer: left to the base model.
         Family(model_type="gemma2", layers="layers", final_norm="norm"),

@@ -192,9 +192,11 @@ def has_plain_logits(config: PreTrainedConfig, head: nn.Module) -> bool:
 
 
 def _logit_scale(config: PreTrainedConfig) -> float:
-    """What the family multiplies its logits by (Falcon-H1, Granite)."""
+    """What the family multiplies its logits by (Cohere, Falcon-H1, Granite)."""
     if config.model_type == "granitemoehybrid":
         return 1.0 / config.logits_scaling
+    if config.model_type == "cohere":
+        return config.logit_scale
     return getattr(config, "lm_head_multiplier", 1.0)
 
 

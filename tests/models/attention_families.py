@@ -68,6 +68,16 @@ ATTENTION_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
          "new_decoder_architecture": True, "tie_word_embeddings": False},
     ),
     "olmo2": _grouped({}, {"attention_bias": True}, {}),
+    "stablelm": _grouped(
+        {"partial_rotary_factor": 0.25, "use_qkv_bias": True},
+        {"partial_rotary_factor": 0.5, "qk_layernorm": True},
+        {"partial_rotary_factor": 1.0, "use_parallel_residual": True},
+    ),
+    "cohere": _grouped(
+        {"logit_scale": 0.8},
+        {"logit_scale": 1.5, "use_qk_norm": True},
+        {"logit_scale": 1.0, "attention_bias": True, "tie_word_embeddings": False},
+    ),
     "opt": (
         {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "ffn_dim": 48,
          "dropout": 0.0},

@@ -343,6 +343,8 @@ LORA_TARGETS = {
     },
     "qwen3_next": ["in_proj_qkvz", "q_proj"],
     "opt": ["q_proj", "fc1"],
+    "stablelm": ["q_proj", "down_proj"],
+    "cohere": ["q_proj", "down_proj"],
     "rwkv": ["key", "receptance"],
     "olmo_hybrid": ["q_proj", "down_proj"],
     "kimi_linear": ["q_proj", "down_proj"],
