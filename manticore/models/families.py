@@ -158,7 +158,7 @@ FAMILIES = {
                 "qwen2",
                 "qwen3",
                 "stablelm",
-            )  # fmt: skip
+            )
         ),
         # Two rotary tables and two masks, by kind of layer: left to the base model.
         Family(model_type="gemma2", layers="layers", final_norm="norm"),

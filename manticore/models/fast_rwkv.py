@@ -1,7 +1,8 @@
 """RWKV-4's attention with our scan: same parameters, same numbers, linear time backward.
 
-transformers' loop writes every step into one tensor, and the backward pass copies that tensor
-once for each step: quadratic in the length. `fast_paths.bind_fast_paths` gives instances this
+transformers' loop writes every step into one tensor, and the backward pass copies the gradient of
+that whole tensor once for each step: a part of its time grows with the square of the length
+(`benchmarks/results/families.json`). `fast_paths.bind_fast_paths` gives instances this
 subclass.
 """
 
