@@ -47,13 +47,7 @@ def check_export(folder: Path, source: PreTrainedModel, needs_manticore: bool) -
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "expected.safetensors"
         save_file(expected, file)
-        how = "with-manticore" if needs_manticore else "alone"
-        words = [sys.executable, "-P", str(_CHILD), str(folder), str(file), how]
-        offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        done = subprocess.run(words, capture_output=True, text=True, env=offline, check=False)
-    if done.returncode != 0:
-        raise CheckFailedError(f"the exported model does not load: {_last_line(done.stderr)}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        found = ask_child(folder, file, "with-manticore" if needs_manticore else "alone")
     allowed = TOLERANCE * max(1.0, found["largest"])
     if not found["difference"] <= allowed:  # also what is not a number
         raise CheckFailedError(
@@ -61,6 +55,17 @@ def check_export(folder: Path, source: PreTrainedModel, needs_manticore: bool) -
         )
     if not found["same_tokens"]:
         raise CheckFailedError(f"{found['new_tokens']} greedily generated tokens are not the same")
+    return found
+
+
+def ask_child(folder: Path, expected: Path, how: str) -> dict[str, Any]:
+    """What `export_child` finds in a process of its own; raises when it finds nothing."""
+    words = [sys.executable, "-P", str(_CHILD), str(folder), str(expected), how]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(words, capture_output=True, text=True, env=offline, check=False)
+    if done.returncode != 0:
+        raise CheckFailedError(f"the exported model does not load: {_last_line(done.stderr)}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 

@@ -37,7 +37,7 @@ def only_component(hybrid: ManticoreForCausalLM) -> int:
             routed = name == "heads" and getattr(hybrid.model, "router", None) is not None
             raise NoStockClassError(
                 f"The hybrid still mixes components {', '.join(map(str, active))} in its {name}"
-                f"{', weighed by a router' if routed else ''}. Prune it one-hot to keep one in each."
+                f"{', weighed by a router' if routed else ''}. Prune it one-hot."
             )
         if active != [first]:
             between = "a translator" if config.mixing == "streams" else "a change of stream"
