@@ -99,7 +99,7 @@ def test_a_benchmark_that_draws_leaves_a_picture_beside_its_record(tmp_path, mon
     assert {"attention", "retention", "mamba", "cache, KiB"} <= texts
 
 
-@pytest.mark.parametrize("name", [*SIZES, "scan"])
+@pytest.mark.parametrize("name", [*SIZES, "families", "scan"])
 def test_every_benchmark_has_a_committed_record(name):
     module = importlib.import_module("benchmarks.__main__")
     committed = json.loads((module.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
