@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.hybrids.card import model_card, plain, read_front_matter
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 
@@ -34,8 +35,9 @@ def export_card(export: Export, folder: Path) -> str:
         _summary(export),
         "## Use\n\n```python\n" + "\n".join(_loading(export)) + "\n```",
     ]
-    if export.reason is not None:
-        sections.append(f"## Limits\n\n- {plain(_why(export.reason))}")
+    limits = _limits(export)
+    if limits:
+        sections.append("## Limits\n\n" + "\n".join(f"- {plain(line)}" for line in limits))
     return "\n\n".join(sections) + "\n"
 
 
@@ -66,6 +68,16 @@ def _loading(export: Export) -> list[str]:
         'model = AutoModelForCausalLM.from_pretrained("path/or/name")',
         'tokenizer = AutoTokenizer.from_pretrained("path/or/name")',
     ]
+
+
+def _limits(export: Export) -> list[str]:
+    if export.reason is not None:
+        return [_why(export.reason)]
+    is_converted = isinstance(export.source, ConvertedForCausalLM)
+    if is_converted and export.source.config.max_position_embeddings is None:
+        # Rotary angles have no last position, so a converted model keeps no number for it.
+        return ["max_position_embeddings in config.json is the default of the class."]
+    return []
 
 
 def _why(reason: str) -> str:

@@ -117,6 +117,9 @@ def test_check_proves_a_granite_hybrid_without_manticore(tmp_path, capsys):
     record = json.loads((out / "export.json").read_text())
     assert record["check"]["class"] == "GraniteMoeHybridForCausalLM"
     assert record["check"]["new_tokens"] == 16
+    card = (out / "README.md").read_text()
+    assert "import manticore" not in card
+    assert r"max\_position\_embeddings in config.json is the default" in card
 
 
 def test_the_blocker_of_the_check_stops_an_import(tmp_path):
