@@ -1,4 +1,4 @@
-"""lm-evaluation-harness scores a hybrid offline, on tasks from a local folder."""
+"""lm-evaluation-harness scores hybrids and converted models offline, on tasks of a local folder."""
 
 import json
 import math
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from manticore import ManticoreForCausalLM
+from manticore import transfer
 from tests.hybrids.pairs import build, member, random_rows
 
 pytest.importorskip("lm_eval")
@@ -53,18 +53,22 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(ZOO_TOKENIZER)
 
 
-@pytest.fixture(scope="module")
-def hybrid(tokenizer: PreTrainedTokenizerBase) -> ManticoreForCausalLM:
+@pytest.fixture(scope="module", params=["hybrid", "converted"])
+def model(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A hybrid, or a transformer whose layers became retention but for one."""
     ends = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    model = build([member(index, **ends) for index in range(2)], num_blocks=2)
-    model.set_mixture(random_rows(2, 2))
-    return model
+    members = [member(index, **ends) for index in range(2)]
+    if request.param == "converted":
+        return transfer(members[0], "retention", copy="all", keep=[0])[0]
+    hybrid = build(members, num_blocks=2)
+    hybrid.set_mixture(random_rows(2, 2))
+    return hybrid
 
 
 @pytest.fixture(scope="module")
 def results(
     tmp_path_factory: pytest.TempPathFactory,
-    hybrid: ManticoreForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
     from lm_eval import simple_evaluate
@@ -80,7 +84,7 @@ def results(
         data.write_text("\n".join(json.dumps(doc) for doc in docs))
         (folder / f"{name}.yaml").write_text(task.format(file=data))
     return simple_evaluate(
-        model=HFLM(pretrained=hybrid, tokenizer=tokenizer, batch_size=2, max_length=64),
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2, max_length=64),
         tasks=["local_rolling", "local_choice"],
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         bootstrap_iters=0,
@@ -89,26 +93,26 @@ def results(
 
 
 @torch.no_grad()
-def nats(hybrid: ManticoreForCausalLM, context: list[int], tokens: list[int]) -> float:
+def nats(model: PreTrainedModel, context: list[int], tokens: list[int]) -> float:
     """-log p(tokens | context), one token at a time from the whole sequence's logits."""
     ids = torch.tensor([[*context, *tokens]])
-    log_p = hybrid(ids).logits[0].double().log_softmax(-1)
+    log_p = model(ids).logits[0].double().log_softmax(-1)
     first = len(context)
     return -sum(log_p[first + i - 1, token].item() for i, token in enumerate(tokens))
 
 
 def test_rolling_bits_per_byte_equal_our_own(
-    results: dict[str, Any], hybrid: ManticoreForCausalLM, tokenizer: PreTrainedTokenizerBase
+    results: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     start = [tokenizer.eos_token_id]  # the harness puts one in front
-    total = sum(nats(hybrid, start, tokenizer.encode(text)) for text in TEXTS)
+    total = sum(nats(model, start, tokenizer.encode(text)) for text in TEXTS)
     expected = total / math.log(2) / sum(len(text.encode()) for text in TEXTS)
     got = results["results"]["local_rolling"]["bits_per_byte,none"]
     assert got == pytest.approx(expected, rel=1e-5)
 
 
 def test_multiple_choice_picks_what_our_own_likelihoods_pick(
-    results: dict[str, Any], hybrid: ManticoreForCausalLM, tokenizer: PreTrainedTokenizerBase
+    results: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     right = 0
     for doc in QUESTIONS:
@@ -116,7 +120,7 @@ def test_multiple_choice_picks_what_our_own_likelihoods_pick(
         scores = []
         for choice in doc["choices"]:
             whole = tokenizer.encode(f"{doc['question']} {choice}")
-            scores.append(-nats(hybrid, context, whole[len(context) :]))
+            scores.append(-nats(model, context, whole[len(context) :]))
         right += scores.index(max(scores)) == doc["answer"]
     assert results["results"]["local_choice"]["acc,none"] == right / len(QUESTIONS)
     samples = results["samples"]["local_choice"]
