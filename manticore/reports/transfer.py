@@ -51,7 +51,7 @@ def transfer_table(result: Mapping[str, Any]) -> Table:
                 Cell(text=power_text(row["flops"])),
                 Cell(text=power_text(row["teacher_flops"]) if row["teacher_flops"] else DASH),
                 Cell(text=percent_text(row["share_inherited"])),
-                Cell(text=f"{row['lr']:g}"),
+                Cell(text=f"{row['lr']:.3g}"),
                 Cell(text=str(len(row["seeds"]))),
             ],
         )
