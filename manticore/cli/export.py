@@ -2,8 +2,9 @@
 
 A hybrid that was pruned to one component leaves as that component's class; a converted model whose
 layout is that of Llama, Mistral, Qwen, OLMo, Phi, GPT-NeoX, GPT-2, GPT-J or of Granite's hybrids as
-that. Anything else leaves as it is, with a card that says why and that loading it takes `import
-manticore`. Tokenizer and generation settings travel along.
+that; a model of Mamba's or Mamba-2's mixers alone as Mamba or Mamba-2. Anything else leaves as it
+is, with a card that says why and that loading it takes `import manticore`. Tokenizer and generation
+settings travel along.
 
 --check loads the folder in a process that cannot import Manticore and compares logits and generated
 tokens. Exit status 0: written; 1: the check failed and nothing was written; 2: bad input.

@@ -17,7 +17,9 @@ from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 from manticore.hybrids.single import as_component
 from manticore.models.loading import load_component
+from manticore.models.modeling_mixer_lm import MixerForCausalLM
 from manticore.models.stock import NoStockClassError, is_ours
+from manticore.models.stock_mixers import mixers_as_stock_model
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,6 @@ def _as_stock(source: Any) -> PreTrainedModel:
         return as_component(source)
     if isinstance(source, ConvertedForCausalLM):
         return as_stock_model(source)
-    raise NoStockClassError(
-        f"{type(source).__name__} is built from Manticore's mixers, whose layouts no class of "
-        "transformers has."
-    )
+    if isinstance(source, MixerForCausalLM):
+        return mixers_as_stock_model(source)
+    raise NoStockClassError(f"transformers has no class for a {type(source).__name__}.")

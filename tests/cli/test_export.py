@@ -15,6 +15,8 @@ from manticore.cli.main import main
 from manticore.conversion.transfer import transfer
 from manticore.hybrids.card import read_front_matter
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
+from manticore.models.configuration_mixer_lm import MixerLMConfig
+from manticore.models.modeling_mixer_lm import MixerForCausalLM
 from tests.cli.tiny_run import make_project
 from tests.models.tiny import tiny
 
@@ -196,3 +198,13 @@ def test_bad_input_is_one_message(project, tmp_path, capsys):
         assert main(["export", *words]) == 2
         assert message in capsys.readouterr().err
     assert [path.name for path in full.iterdir()] == ["notes.txt"]
+
+
+def test_check_proves_a_model_of_mixers_as_mamba(tmp_path, capsys):
+    config = MixerLMConfig(layers=["mamba", "mamba"], d_model=16, vocab_size=50, head_bias=False)
+    model = MixerForCausalLM.from_generator(config, torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path / "mixers")
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "mixers"), "--check", "--out", str(out)]) == 0
+    assert "Manticore was never imported" in capsys.readouterr().out
+    assert json.loads((out / "export.json").read_text())["check"]["class"] == "MambaForCausalLM"
