@@ -46,7 +46,7 @@ bench: $(READY) ## speed and memory, against the sum of the components
 	$(BIN)/python -m benchmarks
 
 reproduce: export OMP_NUM_THREADS = $(DEMO_THREADS)
-reproduce: $(READY) ## the committed tables: three seeds, learning rates tried for every row (an hour)
+reproduce: $(READY) ## the tables of hybrids: three seeds, every rate (an hour); recipes/*/README.md name the others
 	$(BIN)/manticore run recipes/hybrids/quickstart.yaml compare.row_lr={} compare.lr_factors=0.5,1,2 \
 	  --seeds 0,1,2 --out runs/reproduce/quickstart
 	$(BIN)/manticore run recipes/hybrids/ablation.yaml --seeds 0 --out runs/reproduce/ablation

@@ -6,6 +6,7 @@ All of it follows from the records; nothing here trains.
 from __future__ import annotations
 
 import math
+import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -50,7 +51,8 @@ def winner(rows: Sequence[Row], finalists: Sequence[str], by: str) -> dict[str, 
         "lr": best["lr"],
     }
     given = {**best["settings"], "target_modules": list(best["targets"])}
-    arguments = "".join(f"    {name}={value!r},\n" for name, value in given.items())
+    # Whole numbers, texts, lists and mappings of these are the same in JSON and in Python.
+    arguments = "".join(f"    {name}={json.dumps(value)},\n" for name, value in given.items())
     return {
         "id": best["id"],
         "parameters": best["parameters"],
