@@ -5,8 +5,8 @@ All of it follows from the records; nothing here trains.
 
 from __future__ import annotations
 
-import math
 import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
