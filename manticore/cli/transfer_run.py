@@ -67,11 +67,14 @@ def planned(recipe: TransferRecipe, base: Path) -> dict[str, Any]:
     """The plan of every row's transfer, so that an impossible one is told before any training."""
     from manticore.conversion.student import checked_teacher
     from manticore.conversion.transfer import transfer
+    from manticore.tuning.methods import check_method
 
     teacher, _ = checked_teacher(recipe, base)
     plans = {}
     for row in recipe.rows:
         try:
+            if row.adapter is not None:
+                check_method(row.adapter.method, row.adapter.settings)
             _, plans[row.id] = transfer(
                 teacher, {"mixer": row.mixer, **row.settings}, copy=row.copy, keep=row.keep
             )

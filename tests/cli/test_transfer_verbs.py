@@ -149,6 +149,14 @@ def test_show_lists_every_tensor(folder: Path, capsys) -> None:
             {"rows": [{"id": "a", "label": "a", "mixer": "retention", "settings": {"memory": 3}}]},
             "has no setting 'memory'",
         ),
+        (
+            {
+                "rows": [
+                    {"id": "a", "label": "a", "mixer": "retention", "adapter": {"method": "lorra"}}
+                ]
+            },
+            "Row a: Unknown method 'lorra'. Did you mean 'lora'",
+        ),
         ({"teacher": {"path": "./nothing"}}, "nothing"),
         ({"wrong": 1}, "wrong"),
     ],
