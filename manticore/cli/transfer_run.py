@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 def planned(recipe: TransferRecipe, base: Path) -> dict[str, Any]:
     """The plan of every row's transfer, so that an impossible one is told before any training."""
-    from manticore.conversion.student import checked_teacher
+    from manticore.conversion.teacher import checked_teacher
     from manticore.conversion.transfer import transfer
     from manticore.tuning.methods import check_method
 
@@ -104,7 +104,8 @@ def finish(experiment: TransferExperiment, plans: dict[str, Any], command: str) 
 
 def write_models(experiment: TransferExperiment, result: dict[str, Any]) -> None:
     """Each row's model of the first seed, as a folder that transformers loads with manticore."""
-    from manticore.conversion.student import teacher_tokenizer, trained_student
+    from manticore.conversion.student import trained_student
+    from manticore.conversion.teacher import teacher_tokenizer
 
     recipe = experiment.recipe
     tokenizer = teacher_tokenizer(recipe, experiment.base)

@@ -16,13 +16,8 @@ from manticore.config import to_plain
 from manticore.config.recipes import SampleConfig
 from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
 from manticore.conversion.goals import judge, tokens_to
-from manticore.conversion.student import (
-    Student,
-    prepared,
-    teacher_tokenizer,
-    train_student,
-    trained_student,
-)
+from manticore.conversion.student import Student, train_student, trained_student
+from manticore.conversion.teacher import prepared, teacher_tokenizer
 from manticore.evaluation.language import losses_by_kind
 from manticore.evaluation.recall import recall_probes
 from manticore.hybrids.outcome import sample

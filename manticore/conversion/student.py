@@ -15,32 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel
 
-from manticore.config import dump_yaml
 from manticore.config.load import from_plain
-from manticore.config.strict_yaml import parse_yaml
 from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
 from manticore.conversion.accounting import Ledger
 from manticore.conversion.align import align_loss, converted_layers, mixer_parameters
 from manticore.conversion.distil import distillation_loss
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.conversion.plan import TransferPlan
+from manticore.conversion.teacher import prepared
 from manticore.conversion.threshold import INHERITED, Unfreezing
-from manticore.conversion.transfer import identity, transfer
-from manticore.conversion.vocabulary import check_tokenizer
+from manticore.conversion.transfer import transfer
 from manticore.evaluation.language import causal_loss, losses_by_kind
-from manticore.models.loading import load_component
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
-from manticore.text.prepared import PreparedData, prepare_data, resolve_path
-from manticore.text.tokenizers import load_tokenizer
 from manticore.training import (
     NonFiniteLossError,
     ParameterGroup,
@@ -287,42 +279,3 @@ def trained_student(
     if row.adapter is not None:
         model = wrapped.merge_and_unload()
     return model.eval()
-
-
-class Prepared(NamedTuple):
-    """What all students of a recipe share."""
-
-    source: PreTrainedModel
-    """The pretrained transformer as it was loaded."""
-    teacher: ConvertedForCausalLM
-    """The same in converted blocks, with all its attention; frozen."""
-    data: PreparedData
-    """Packed text."""
-
-
-def prepared(recipe: TransferRecipe, base: Path) -> Prepared:
-    """Teacher and data, made once in each process."""
-    return _prepared_from(dump_yaml(recipe), str(base))
-
-
-@lru_cache(maxsize=2)
-def _prepared_from(text: str, base: str) -> Prepared:
-    recipe = from_plain(TransferRecipe, parse_yaml(text, "the recipe"), source="the recipe")
-    source, tokenizer = checked_teacher(recipe, Path(base))
-    data = prepare_data(recipe.data, tokenizer, Path(base))
-    return Prepared(source, identity(source).requires_grad_(False), data)
-
-
-def checked_teacher(recipe: TransferRecipe, base: Path) -> tuple[PreTrainedModel, Any]:
-    """The pretrained transformer, in float32, and the data's tokenizer, which must be its own."""
-    source = load_component(resolve_path(recipe.teacher.path, base), dtype=torch.float32).eval()
-    tokenizer = teacher_tokenizer(recipe, base)
-    own = resolve_path(recipe.teacher.tokenizer or recipe.teacher.path, base)
-    check_tokenizer(own, source.config, tokenizer)
-    return source, tokenizer
-
-
-def teacher_tokenizer(recipe: TransferRecipe, base: Path) -> Any:
-    """The tokenizer of data and teacher."""
-    given = recipe.data.tokenizer or recipe.teacher.tokenizer or recipe.teacher.path
-    return load_tokenizer(resolve_path(given, base))
