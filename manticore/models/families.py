@@ -318,8 +318,8 @@ def has_head_bias(config: PreTrainedConfig) -> bool:
 
 def unsupported_message(model_type: object) -> str:
     """What to tell someone whose model has no row."""
-    if model_type in WITHOUT_A_ROW:
-        return f"Model family {model_type!r} is not supported: {WITHOUT_A_ROW[str(model_type)]}"
+    if isinstance(model_type, str) and model_type in WITHOUT_A_ROW:
+        return f"Model family {model_type!r} is not supported: {WITHOUT_A_ROW[model_type]}"
     known = sorted(FAMILIES)
     close = difflib.get_close_matches(str(model_type), known, n=1, cutoff=0.75)
     hint = f" Did you mean {close[0]!r}?" if close else ""
