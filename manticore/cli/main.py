@@ -67,6 +67,9 @@ VERBS: dict[str, Verb] = {
     "transfer run": Verb(
         module="manticore.cli.transfer_run", group="transfer", help="convert, train and compare"
     ),
+    "transfer place": Verb(
+        module="manticore.cli.transfer_place", group="transfer", help="layers to keep attention in"
+    ),
     "transfer show": Verb(
         module="manticore.cli.transfer_show", group="transfer", help="plan of a conversion"
     ),

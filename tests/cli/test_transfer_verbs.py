@@ -179,3 +179,40 @@ def test_another_tokenizer_than_the_teachers_is_refused(folder: Path, capsys) ->
 def test_show_refuses_layers_that_are_no_numbers(folder: Path, capsys) -> None:
     assert main(["transfer", "show", "teacher", "--keep", "one"]) == 2
     assert "--keep one is not a list of layers" in capsys.readouterr().err
+
+
+# Placement
+
+
+def test_placements_are_compared_on_one_budget(folder: Path, capsys) -> None:
+    command = ["transfer", "place", write(folder, "placed")[-1], "--batches", "1", "--json"]
+    both = json.loads(_said([*command, "--budget", "1MB", "--context", "64"], capsys))
+    assert both["budget"] == {"max_bytes": 10**6, "context": 64, "dtype": "bfloat16"}
+    by_method = {one["method"]: one for one in both["placements"]}
+    assert by_method["none"]["attention"] == []
+    # With room for all, everything stays and nothing is lost.
+    assert by_method["uniform"]["attention"] == [0, 1]
+    assert by_method["uniform"]["kl"] == pytest.approx(0.0, abs=1e-6) != by_method["none"]["kl"]
+    room = by_method["uniform"]["cache_bytes"] - 1
+    tight = json.loads(_said([*command, "--budget", str(room), "--context", "64"], capsys))
+    assert {len(one["attention"]) for one in tight["placements"]} == {0, 1}
+    assert all(one["cache_bytes"] <= room for one in tight["placements"])
+
+
+def test_a_budget_that_no_layout_meets_says_what_would(folder: Path, capsys) -> None:
+    command = [
+        "transfer",
+        "place",
+        write(folder, "placed")[-1],
+        "--budget",
+        "10",
+        "--context",
+        "64",
+    ]
+    assert main(command) == 2
+    assert "with every layer converted it holds" in capsys.readouterr().err
+
+
+def _said(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(command) == 0
+    return capsys.readouterr().out
