@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
-from manticore.config import find_recipe
+from manticore.config import recipes_root
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,12 +37,19 @@ def run(args: argparse.Namespace) -> int:
     from manticore.conversion.transfer import transfer
 
     quiet_transformers()
-    source = args.source
-    if source.startswith("recipes/"):
-        source = str(find_recipe(source))
+    source = shipped_model(args.source)
     _, plan = transfer(source, args.mixer, copy=args.copy, keep=_layers(args.keep))
     print(json.dumps(plan.to_dict(), indent=2) if args.json else plan)
     return 0
+
+
+def shipped_model(name: str) -> str:
+    """The folder behind `recipes/zoo/...` where the working folder has none; else the name."""
+    path = Path(name)
+    if path.parts[:1] == ("recipes",) and not path.is_dir():
+        shipped = recipes_root().joinpath(*path.parts[1:])
+        return str(shipped) if shipped.is_dir() else name
+    return name
 
 
 def _layers(text: str) -> list[int]:

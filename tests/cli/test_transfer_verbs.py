@@ -216,3 +216,18 @@ def test_a_budget_that_no_layout_meets_says_what_would(folder: Path, capsys) -> 
 def _said(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(command) == 0
     return capsys.readouterr().out
+
+
+# The examples of the help
+
+
+@pytest.mark.parametrize("source", ["neox-prose", "stories260k"])
+def test_a_shipped_model_is_found_from_any_folder(source, tmp_path, monkeypatch, capsys) -> None:
+    command = ["transfer", "show", f"recipes/zoo/{source}", "--mixer", "retention", "--keep", "0"]
+    for folder in (tmp_path, Path(__file__).parents[2]):
+        monkeypatch.chdir(folder)
+        assert "inherited: " in _said(command, capsys)
+    assert main([*command[:3], "--mixer", "nosuch"]) == 2
+    assert "Unknown mixer 'nosuch'" in capsys.readouterr().err
+    assert main([*command[:3], "--keep", "9"]) == 2
+    assert "keep names layer 9" in capsys.readouterr().err
