@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from manticore.config.numbers import check_least, check_rates
 from manticore.config.recipes import OptimizerConfig, SplitConfig
 
 Setting = int | float | str | bool | list[str] | dict[str, int] | None
@@ -215,6 +216,15 @@ class AdaptRecipe:
         self._check_measures()
 
     def _check_training(self) -> None:
+        check_least(
+            {
+                "data.seq_len": (self.data.seq_len, 2),
+                "train.batch_size": (self.train.batch_size, 1),
+            }
+        )
+        check_rates("rates.rates", self.rates.rates)
+        check_rates("train.lr", [self.train.lr])
+        check_rates("the methods' lr", [m.lr for m in self.methods if m.lr is not None])
         if (self.train.steps > 0) == (self.train.epochs > 0):
             raise ValueError(
                 f"train.steps={self.train.steps} and train.epochs={self.train.epochs:g}: set "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from manticore.config.numbers import check_least, check_rates
 from manticore.config.recipes import ComponentConfig, DataConfig, OptimizerConfig, SampleConfig
 
 Setting = int | float | str | bool
@@ -182,14 +183,19 @@ class TransferRecipe:
 
     def _check_numbers(self) -> None:
         rule = self.freeze
-        least = {
-            "validate_every": (self.validate_every, 1),
-            "freeze.window": (rule.window, 1),
-            "freeze.patience": (rule.patience, 1),
-        }
-        for key, (value, smallest) in least.items():
-            if value < smallest:
-                raise ValueError(f"{key}={value}: at least {smallest} is needed.")
+        check_least(
+            {
+                "data.seq_len": (self.data.seq_len, 2),
+                "train.steps": (self.train.steps, 1),
+                "train.batch_size": (self.train.batch_size, 1),
+                "validate_every": (self.validate_every, 1),
+                "freeze.window": (rule.window, 1),
+                "freeze.patience": (rule.patience, 1),
+            }
+        )
+        check_rates("rates", self.rates)
+        check_rates("train.lr", [self.train.lr])
+        check_rates("the rows' lr", [row.lr for row in self.rows if row.lr is not None])
         if rule.latest is not None and not 0 <= rule.latest <= 1:
             raise ValueError(f"freeze.latest={rule.latest:g} is a share: 0 to 1, or null.")
         if not 0 <= self.distil.weight <= 1 or self.distil.temperature <= 0:
