@@ -17,7 +17,7 @@ from manticore.reports.mad_tables import markdown_of
 from manticore.reports.transfer import goal_table, transfer_table
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "transfer"
-SEEDS = {"prose": [0, 1, 2], "stories": [0]}
+SEEDS = {"prose": [0, 1, 2], "stories": [0, 1, 2]}
 
 
 def record(name: str) -> dict[str, Any]:
