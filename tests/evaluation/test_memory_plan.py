@@ -1,5 +1,6 @@
 """The memory plan against every byte that torch's allocator hands out in a real run on a CPU."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,7 @@ def build(request: pytest.FixtureRequest) -> Callable[[], Any]:
 
 def allocated(work: Callable[[], object]) -> int:
     """Highest sum of bytes that the allocator had handed out at one time during `work`."""
+    gc.collect()  # what earlier tests left would be freed, and counted, during the work
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     assert profiler.profiler is not None
