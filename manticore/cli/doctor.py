@@ -1,10 +1,11 @@
 """Examine a causal language model: does it compute the same numbers by every road?
 
 MODEL is the folder or the hub name of a hybrid or of any Hugging Face causal language model;
---family examines a small random model of a family instead, and --family all the known ones. Each
-check compares the model with itself run whole, without padding and without a cache: decoding,
-prefill in pieces, padding, batches, generation, saving, bfloat16, gradients, adapters. Exit status
-0: all passed; 1: faults were found; 2: bad input.
+--family examines small random models of a family instead, three configurations of each, and tells
+the worst finding; --family all takes all known ones. Each check compares the model with itself run
+whole, without padding and without a cache: decoding, prefill in pieces, padding, batches,
+generation, saving, bfloat16, gradients, adapters. Exit status 0: all passed; 1: faults were found;
+2: bad input.
 
 Example:
     manticore doctor runs/quickstart/model
@@ -84,17 +85,21 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 
 def _examine(args: argparse.Namespace, checks: list[str]) -> Iterator[Report]:
-    from manticore.evaluation.conformance import doctor
+    from manticore.evaluation.conformance import doctor, worst_of
 
     for name in _names(args):
-        report = doctor(
-            _load(args, name),
-            checks,
-            seq_len=args.seq_len,
-            seed=args.seed,
-            name=str(name),
-            on_check=None if args.quiet else _say,
-        )
+        reports = [
+            doctor(
+                model,
+                checks,
+                seq_len=args.seq_len,
+                seed=args.seed,
+                name=str(name),
+                on_check=None if args.quiet else _say,
+            )
+            for model in _models(args, name)
+        ]
+        report = worst_of(reports, str(name))
         if not args.quiet:
             print("\r\033[K", end="", file=sys.stderr)
         if not args.json:
@@ -107,11 +112,18 @@ def _say(check: str) -> None:
         print(f"\r\033[K{check} ...", end="", file=sys.stderr, flush=True)
 
 
-def _load(args: argparse.Namespace, name: str) -> Any:
-    if args.family:
-        from manticore.evaluation.conformance.small_models import small_model
+def _models(args: argparse.Namespace, name: str) -> Iterator[Any]:
+    """The model of this name, or the small ones of this family."""
+    if not args.family:
+        yield _load(name)
+        return
+    from manticore.evaluation.conformance.small_models import CONFIGURATIONS, small_model
 
-        return small_model(name, args.seed)
+    for configuration in CONFIGURATIONS:
+        yield small_model(name, args.seed, configuration)
+
+
+def _load(name: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 

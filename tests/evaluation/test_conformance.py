@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from manticore.cli.main import main
-from manticore.evaluation.conformance import check_names, doctor
-from manticore.evaluation.conformance.small_models import small_model
+from manticore.evaluation.conformance import Finding, Report, check_names, doctor, worst_of
+from manticore.evaluation.conformance.small_models import CONFIGURATIONS, FAMILIES, small_model
+from manticore.models import families
 from manticore.models.fast_paths import bind_fast_paths
 
 SOUND = ("llama", "gpt_neox", "gpt2", "mamba2", "qwen3_next", "falcon_h1", "lfm2")
@@ -28,6 +29,37 @@ def test_a_sound_family_passes_every_check(family):
     report = doctor(small_model(family))
     assert report.passed, str(report)
     assert [finding.check for finding in report.findings] == check_names()
+
+
+def test_every_family_that_can_be_a_component_is_examined_and_every_refused_one():
+    assert set(FAMILIES) >= {*families.FAMILIES, *families.WITHOUT_A_ROW}
+
+
+@pytest.mark.parametrize("family", ["cohere", "stablelm", "manticore_mixers"])
+def test_the_configurations_of_a_family_differ_and_all_pass(family):
+    models = [small_model(family, configuration=number) for number in CONFIGURATIONS]
+    assert len({model.config.to_json_string() for model in models}) == len(models)
+    for model in models:
+        report = doctor(model)
+        assert report.passed, str(report)
+        assert not [finding for finding in report.findings if finding.status == "skip"]
+
+
+def test_of_several_configurations_the_worst_finding_is_told():
+    def report(**statuses):
+        findings = [
+            Finding(check=check, status=status, error=error, detail="not so")
+            for check, (status, error) in statuses.items()
+        ]
+        return Report(model="one", findings=tuple(findings))
+
+    good = report(decode=("pass", 1e-7), batch=("pass", 1e-7), positions=("pass", 1e-7))
+    bad = report(decode=("fail", 0.1), batch=("pass", 1e-6), positions=("skip", None))
+    worst = worst_of([good, bad, good], "family")
+    assert (worst["decode"].status, worst["decode"].error) == ("fail", 0.1)
+    assert worst["decode"].detail == "configuration 2 of 3: not so"
+    assert (worst["batch"].status, worst["batch"].error) == ("pass", 1e-6)
+    assert worst["positions"].status == "skip"
 
 
 @pytest.mark.parametrize("family", sorted(UPSTREAM))

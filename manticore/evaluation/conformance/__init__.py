@@ -5,6 +5,6 @@
 """
 
 from manticore.evaluation.conformance.doctor import check_names, doctor
-from manticore.evaluation.conformance.findings import Finding, Report
+from manticore.evaluation.conformance.findings import Finding, Report, worst_of
 
-__all__ = ["Finding", "Report", "check_names", "doctor"]
+__all__ = ["Finding", "Report", "check_names", "doctor", "worst_of"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Status = Literal["pass", "fail", "skip", "error"]
 _SIGNS = {"pass": "ok  ", "fail": "FAIL", "skip": "-   ", "error": "FAIL"}
+_FROM_GOOD_TO_BAD: tuple[Status, ...] = ("pass", "skip", "fail", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,3 +72,24 @@ class Report:
             lines.append(f"{line}  {finding.detail}".rstrip())
         verdict = "passed" if self.passed else f"{len(self.faults)} faults"
         return "\n".join([*lines, f"  {verdict}"])
+
+
+def worst_of(reports: Sequence[Report], name: str) -> Report:
+    """One report on several configurations of a model: of every check the worst finding.
+
+    A check that one configuration skips counts as absent from all.
+    """
+    by_check = zip(*(report.findings for report in reports), strict=True)
+    return Report(model=name, findings=tuple(_worst(findings) for findings in by_check))
+
+
+def _worst(findings: Sequence[Finding]) -> Finding:
+    def badness(finding: Finding) -> tuple[int, float]:
+        return _FROM_GOOD_TO_BAD.index(finding.status), finding.error or 0.0
+
+    worst = max(findings, key=badness)
+    faulty = [str(number) for number, one in enumerate(findings, 1) if one.is_fault]
+    if not faulty or len(faulty) == len(findings):
+        return worst
+    where = f"configuration {' and '.join(faulty)} of {len(findings)}"
+    return replace(worst, detail=f"{where}: {worst.detail}")
