@@ -170,17 +170,15 @@ class Mamba2(Mixer):
         log_decay = -torch.exp(widen(self.log_rate)) * dt  # (B, T, H)
         x = widen(x).unflatten(-1, (spec.n_heads, spec.head_dim))  # (B, T, H, P)
         values = (x * dt.unsqueeze(-1)).transpose(1, 2)
-        queries, keys = self._by_head(widen(C)), self._by_head(widen(B))
+        queries, keys = self._by_group(widen(C)), self._by_group(widen(B))
         decays = log_decay.transpose(1, 2).unsqueeze(-1)
         y, memory = self.scan(queries, keys, values, decays, memory)
         y = y.transpose(1, 2) + widen(self.skip).unsqueeze(-1) * x
         return y.flatten(2), memory
 
-    def _by_head(self, shared: Tensor) -> Tensor:
-        """B or C (B, T, G N) for every head: (B, H, T, N)."""
-        spec = self.spec
-        by_group = shared.unflatten(-1, (spec.n_groups, spec.d_state)).transpose(1, 2)
-        return by_group.repeat_interleave(spec.n_heads // spec.n_groups, dim=1)
+    def _by_group(self, shared: Tensor) -> Tensor:
+        """B or C (B, T, G N), which the heads of a group share: (B, G, T, N)."""
+        return shared.unflatten(-1, (self.spec.n_groups, self.spec.d_state)).transpose(1, 2)
 
     def _norm(self, y: Tensor, z: Tensor) -> Tensor:
         """Norm of the gated output over each group: section 7.1's normalization."""

@@ -49,6 +49,8 @@ def fla_scan(
     One token goes to its recurrent kernels. It has no rule for `torch.func.vmap`.
     """
     form = "fused_recurrent" if q.shape[2] == 1 else "chunk"
+    if q.shape[1] < v.shape[1]:  # theirs know no heads that share queries and keys
+        q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], dim=1) for x in (q, k))
     by_time = [x.transpose(1, 2).contiguous() for x in (q, k, v)]  # (B, T, H, ...)
     options = {"scale": 1.0, "initial_state": initial_state, "output_final_state": True}
     if log_decay is not None and log_decay.shape[-1] == q.shape[-1]:

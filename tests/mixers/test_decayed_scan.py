@@ -104,6 +104,23 @@ def test_fast_scan_equals_naive_scan_in_outputs_and_gradients(seq_len, decay, dr
     )
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("seq_len", [1, 63, 257])
+def test_heads_that_share_queries_and_keys_equal_heads_with_copies_of_them(seq_len, groups):
+    inputs = {k: v for k, v in scan_inputs(2, seq_len, "head").items() if k != "bonus"}
+    timed = ("v", "log_decay", "initial_state")
+    inputs |= {name: torch.cat([inputs[name], inputs[name].flip(-1, 2)], 1) for name in timed}
+    inputs |= {name: inputs[name][:, :groups] for name in ("q", "k")}  # 6 heads, 1 or 2 of keys
+    inputs = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+
+    def with_copies(q, k, **others):
+        return decayed_scan(*(x.repeat_interleave(6 // groups, 1) for x in (q, k)), **others)
+
+    expected = outputs_and_gradients(with_copies, inputs)
+    assert_close(outputs_and_gradients(decayed_scan, inputs), expected)
+    assert_close(outputs_and_gradients(decayed_scan_naive, inputs), expected)
+
+
 @pytest.mark.parametrize("strength", [1e-6, 30.0, 1e4])
 @pytest.mark.parametrize("decay", ["channel", "head"])
 def test_slow_and_violent_decays_mixed_lose_no_accuracy(decay, strength):
@@ -209,6 +226,17 @@ def test_vmap_over_three_models_equals_a_loop_in_values_and_gradients(shared):
 def test_wrong_shapes_are_named_before_any_work(name, shape, message):
     inputs = scan_inputs(2, 9) | {name: torch.zeros(shape)}
     with pytest.raises(ValueError, match=message):
+        decayed_scan(**inputs)
+
+
+@pytest.mark.parametrize("reason", ["channel", "bonus", "division"])
+def test_sharing_that_cannot_be_is_refused(reason):
+    inputs = scan_inputs(2, 9, "channel" if reason == "channel" else "head")
+    if reason != "bonus":
+        del inputs["bonus"]
+    keys = 2 if reason == "division" else 1  # 2 do not divide the 3 heads of v
+    inputs |= {name: torch.zeros(2, keys, 9, KEY) for name in ("q", "k")}
+    with pytest.raises(ValueError, match="v has shape"):
         decayed_scan(**inputs)
 
 
