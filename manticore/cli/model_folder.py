@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
+from manticore.models.component_lengths import check_length
 from manticore.models.costs import component_cost
 from manticore.models.fast_paths import bind_fast_paths
-from manticore.models.loading import check_loadable
-from manticore.models.pretrained import check_length, load_component
+from manticore.models.loading import check_loadable, load_component
 from manticore.text.tokenizers import load_tokenizer
 
 

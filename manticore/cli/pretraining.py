@@ -15,8 +15,8 @@ from manticore.config import dump_yaml
 from manticore.config.recipes import PretrainRecipe
 from manticore.evaluation.language import causal_loss, losses_by_kind
 from manticore.hybrids.trials import train_config
+from manticore.models.families import check_supported
 from manticore.models.fast_paths import bind_fast_paths
-from manticore.models.pretrained import check_supported
 from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder, atomic_folder, write_text
 from manticore.seeds import derive_seed

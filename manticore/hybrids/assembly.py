@@ -14,7 +14,7 @@ from manticore.config.recipes import ComponentConfig, HybridRecipe, ProjectorCon
 from manticore.evaluation.language import causal_loss
 from manticore.hybrids.closed_form import Fit, fit_projectors
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
-from manticore.models.pretrained import load_component
+from manticore.models.loading import load_component
 from manticore.seeds import derive_seed, torch_generator
 from manticore.text.prepared import PreparedData, resolve_path
 from manticore.text.tokenizers import load_tokenizer

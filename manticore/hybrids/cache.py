@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from manticore.models.pretrained import cache_layers
+from manticore.models.component_cache import cache_layers
 from manticore.models.stage_cache import StageCache
 
 

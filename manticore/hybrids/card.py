@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import PreTrainedConfig
 
-from manticore.models.pretrained import has_position_table, max_positions
+from manticore.models.component_lengths import has_position_table, max_positions
 
 if TYPE_CHECKING:
     from manticore.hybrids.modeling_base import ManticorePreTrainedModel

@@ -14,8 +14,8 @@ from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.mixture import checked_rows
 from manticore.hybrids.trials import prepared, train_config
 from manticore.hybrids.vocabulary import same_vocabulary
+from manticore.models.component_lengths import check_length
 from manticore.models.loading import check_loadable
-from manticore.models.pretrained import check_length
 from manticore.text.prepared import resolve_path
 from manticore.text.tokenizers import load_tokenizer
 

@@ -12,7 +12,9 @@ from manticore.hybrids.configuration_manticore import ManticoreConfig, with_voca
 from manticore.hybrids.loading import spare_from_quantization
 from manticore.hybrids.projectors import initialise
 from manticore.hybrids.vocabulary import VocabularyReport, align_vocabulary
-from manticore.models.pretrained import check_supported, load_component, split_causal_lm
+from manticore.models.families import check_supported
+from manticore.models.loading import load_component
+from manticore.models.pretrained import split_causal_lm
 
 if TYPE_CHECKING:
     from manticore.hybrids.modeling_manticore import ManticoreForCausalLM

@@ -18,6 +18,9 @@ from manticore.hybrids.remembered import Remembered
 from manticore.hybrids.shared import run_shared
 from manticore.hybrids.streams import Loyalty, Weights, concatenate, run_streams
 from manticore.models import pretrained, token_step
+from manticore.models.component_cache import takes_cache
+from manticore.models.component_lengths import check_length, has_position_table
+from manticore.models.families import check_supported
 from manticore.models.fast_paths import bind_fast_paths
 
 
@@ -75,9 +78,9 @@ class ManticoreModel(ManticorePreTrainedModel):
         self.num_blocks, self.widths = config.num_blocks, config.widths
         self.mixing, self.partition = config.mixing, config.partition
         self.with_tables = [
-            k for k, part in enumerate(config.components) if pretrained.has_position_table(part)
+            k for k, part in enumerate(config.components) if has_position_table(part)
         ]
-        self.takes_cache = all(map(pretrained.takes_cache, config.components))
+        self.takes_cache = all(map(takes_cache, config.components))
         self.fast_paths = [bind_fast_paths(component) for component in components]
         self.rows = Mixture(
             config.num_blocks, len(components), config.own_embed_mixture, config.own_head_mixture
@@ -245,7 +248,7 @@ class ManticoreModel(ManticorePreTrainedModel):
     def _check(self, given: Tensor, attention_mask: Tensor | None, seen: int) -> None:
         length = seen + given.shape[1]
         for k in self.with_tables and self._entering():
-            pretrained.check_length(self.config.components[k], length)
+            check_length(self.config.components[k], length)
         if attention_mask is not None and tuple(attention_mask.shape) != (given.shape[0], length):
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; with {seen} cached and "
@@ -255,7 +258,7 @@ class ManticoreModel(ManticorePreTrainedModel):
 
 def build_component(config: PreTrainedConfig) -> PreTrainedModel:
     """An uninitialised base model for one sub-config (weights are loaded into it later)."""
-    pretrained.check_supported(config)
+    check_supported(config)
     cls = AutoModel._model_mapping[type(config)]
     if config._attn_implementation and not has_attention(cls, config._attn_implementation):
         # Passing "sdpa" down to a model without attention would raise.

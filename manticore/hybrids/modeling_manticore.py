@@ -15,8 +15,12 @@ from manticore.hybrids.configuration_manticore import ManticoreConfig, is_tied
 from manticore.hybrids.modeling_backbone import ManticoreModel, ManticoreModelOutput
 from manticore.hybrids.modeling_base import ManticorePreTrainedModel
 from manticore.hybrids.streams import read
-from manticore.models import pretrained
-from manticore.models.families import has_head_bias
+from manticore.models.component_logits import (
+    component_logits,
+    has_float32_logits,
+    has_head_bias,
+    has_plain_logits,
+)
 
 __all__ = ["ManticoreForCausalLM", "ManticoreModel", "ManticorePreTrainedModel"]
 
@@ -124,7 +128,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
             hidden = {k: kept[..., : model.widths[k]] for k in active}
         if len(active) == 1:
             ((k, state),) = hidden.items()
-            return pretrained.component_logits(self.config.components[k], self.heads[k], state)
+            return component_logits(self.config.components[k], self.heads[k], state)
         log_row = model.rows.log_head_row(tied_block)
         if output.streams is not None and model.router is not None:
             log_row = log_row + model.router(output.last_hidden_state[:, keep]).float()
@@ -136,11 +140,11 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
         gates = {k: weights[..., k].unsqueeze(-1) for k in hidden}
         if self._can_join_heads(hidden):
             logits = self._joint_logits(hidden, gates)
-            in_float32 = any(pretrained.has_float32_logits(configs[k]) for k in hidden)
+            in_float32 = any(has_float32_logits(configs[k]) for k in hidden)
             return logits.float() if in_float32 else logits
         mixed: Any = None
         for k, state in hidden.items():
-            logits = pretrained.component_logits(configs[k], self.heads[k], state)
+            logits = component_logits(configs[k], self.heads[k], state)
             gate = gates[k].to(logits.dtype)
             mixed = logits * gate if mixed is None else torch.addcmul(mixed, logits, gate)
         return mixed
@@ -162,7 +166,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
         heads = [self.heads[k] for k in hidden]
         same_dtype = len({head.weight.dtype for head in heads if hasattr(head, "weight")}) == 1
         return same_dtype and all(
-            pretrained.has_plain_logits(self.config.components[k], self.heads[k]) for k in hidden
+            has_plain_logits(self.config.components[k], self.heads[k]) for k in hidden
         )
 
     def get_output_embeddings(self) -> nn.Module:

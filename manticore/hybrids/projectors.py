@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manticore.models.pretrained import is_plain_linear
+from manticore.models.component_logits import is_plain_linear
 
 
 class Translators(nn.Module):

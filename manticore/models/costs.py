@@ -29,7 +29,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from manticore.models.amounts import CacheBytes, Cost, Flops
-from manticore.models.families import check_supported, has_head_bias
+from manticore.models.component_logits import has_head_bias
+from manticore.models.families import check_supported
 from manticore.models.layer_shapes import layer_shapes
 
 __all__ = [

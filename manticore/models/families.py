@@ -311,11 +311,6 @@ def check_supported(config: PreTrainedConfig) -> Family:
     return family
 
 
-def has_head_bias(config: PreTrainedConfig) -> bool:
-    """Whether the language model head of this model has a bias."""
-    return check_supported(config).head_bias or bool(getattr(config, "head_bias", False))
-
-
 def unsupported_message(model_type: object) -> str:
     """What to tell someone whose model has no row."""
     if isinstance(model_type, str) and model_type in WITHOUT_A_ROW:

@@ -6,54 +6,18 @@ eval, dtype, device, adapters, quantization, attention kernel, gradient checkpoi
 the next call, and the layers keep their absolute index, which some of them use (GPT-2 can scale
 its attention by it).
 
-Shapes: B batch, T time, d the component's width, V its vocabulary.
+Shapes: B batch, T time, d the component's width.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers import PreTrainedModel
 
-from manticore.models.families import (
-    FAMILIES,
-    Family,
-    NoPositions,
-    UnsupportedFamilyError,
-    check_supported,
-)
-from manticore.models.loading import load_component
+from manticore.models.families import Family, check_supported
+from manticore.models.layer_views import make_view
 from manticore.models.stage_cache import StageCache
-
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "UnsupportedFamilyError",
-    "cache_layers",
-    "check_length",
-    "check_supported",
-    "component_logits",
-    "d_model",
-    "embed_tokens",
-    "enter",
-    "has_float32_logits",
-    "has_plain_logits",
-    "has_position_table",
-    "inner_model",
-    "is_checkpointing",
-    "is_plain_linear",
-    "load_component",
-    "max_positions",
-    "n_layers",
-    "run_layers",
-    "split_causal_lm",
-    "takes_cache",
-]
-
-# Config fields with one entry per layer; a view's config holds the entries of its own layers.
-PER_LAYER_FIELDS = ("layer_types", "layers_block_type", "attention_layers")
 
 
 def split_causal_lm(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]:
@@ -72,42 +36,6 @@ def inner_model(base: PreTrainedModel) -> PreTrainedModel:
     """The part of transformers' base model that has the layers: itself in most families."""
     inner = check_supported(base.config).inner
     return base if inner is None else getattr(base, inner)
-
-
-def d_model(config: PreTrainedConfig) -> int:
-    """Width of the residual stream."""
-    return config.hidden_size
-
-
-def n_layers(config: PreTrainedConfig) -> int:
-    """Number of layers."""
-    return config.num_hidden_layers
-
-
-def max_positions(config: PreTrainedConfig) -> int | None:
-    """Longest sequence the model was built for; None when it has no such length."""
-    if check_supported(config).is_recurrent:
-        return None
-    return config.max_position_embeddings
-
-
-def has_position_table(config: PreTrainedConfig) -> bool:
-    """Whether positions come from a learned table, which no sequence can outgrow."""
-    return check_supported(config).has_position_table(config)
-
-
-def check_length(config: PreTrainedConfig, length: int) -> None:
-    """Raise when a sequence of `length` tokens does not fit a learned position table.
-
-    Rotary models run past `max_positions`, with worse predictions but without an error.
-    """
-    limit = max_positions(config)
-    if has_position_table(config) and limit is not None and length > limit:
-        raise ValueError(
-            f"A sequence of {length} tokens does not fit: the {config.model_type} component has a "
-            f"table of {limit} positions. Use at most {limit} tokens (prompt and new ones "
-            "together), or a component without a position table."
-        )
 
 
 def embed_tokens(base: PreTrainedModel, input_ids: Tensor) -> Tensor:
@@ -174,102 +102,10 @@ def run_layers(
     return _run_one_by_one(view, family, hidden, attention_mask, position_ids, cache)
 
 
-def component_logits(config: PreTrainedConfig, head: nn.Module, hidden: Tensor) -> Tensor:
-    """Logits (B, T, V) of final hidden states (B, T, d), as in the component's own model."""
-    logits = check_supported(config).logits(head, hidden)
-    scale, cap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
-    if scale != 1.0:
-        logits = logits * scale
-    return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def has_plain_logits(config: PreTrainedConfig, head: nn.Module) -> bool:
-    """Whether logits are `hidden @ head.weight.T` and nothing more (but for their dtype)."""
-    check_supported(config)
-    is_capped = getattr(config, "final_logit_softcapping", None) is not None
-    is_plain = not is_capped and _logit_scale(config) == 1.0
-    return is_plain and is_plain_linear(head) and head.bias is None
-
-
-def _logit_scale(config: PreTrainedConfig) -> float:
-    """What the family multiplies its logits by (Cohere, Falcon-H1, Granite)."""
-    if config.model_type == "granitemoehybrid":
-        return 1.0 / config.logits_scaling
-    if config.model_type == "cohere":
-        return config.logit_scale
-    return getattr(config, "lm_head_multiplier", 1.0)
-
-
-def has_float32_logits(config: PreTrainedConfig) -> bool:
-    """Whether the component's own model casts its logits to float32."""
-    return check_supported(config).float32_logits
-
-
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether calling this module is nothing but its matrix and bias.
-
-    Not so with an adapter, quantized weights, a parametrization, or hooks (which may have to
-    bring the weights first).
-    """
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return type(module) is nn.Linear and not hooked
-
-
 def is_checkpointing(base: PreTrainedModel) -> bool:
     """Whether gradient checkpointing is on; some base models leave it to their layers to know."""
     layers = getattr(base, check_supported(base.config).layers)
     return len(layers) > 0 and bool(getattr(layers[0], "gradient_checkpointing", False))
-
-
-def takes_cache(config: PreTrainedConfig) -> bool:
-    """Whether the family can decode with a cache."""
-    return check_supported(config).no_cache is None
-
-
-def cache_layers(config: PreTrainedConfig) -> list[Any]:
-    """Empty Hugging Face cache layers, one for each layer of the component."""
-    family = check_supported(config)
-    if family.no_cache is not None:
-        raise ValueError(
-            f"A {config.model_type} component has no cache: {family.no_cache}. Pass "
-            "use_cache=False, to generate as well; every new token is then a full forward pass."
-        )
-    if family.own_cache_layers is not None:
-        return family.own_cache_layers(n_layers(config))
-    layers = DynamicCache(config=config).layers
-    if len(layers) != n_layers(config):
-        raise RuntimeError(f"{len(layers)} cache layers for {n_layers(config)} layers.")
-    return layers
-
-
-def make_view(
-    base: PreTrainedModel, family: Family, lo: int, hi: int, final_norm: bool | None = None
-) -> PreTrainedModel:
-    """A shallow copy of the base model that has only layers `lo`..`hi - 1`.
-
-    The final norm stays only behind the last layer. What belongs to the entry (position table,
-    embedding dropout) is neutral in every view, because `enter` does it.
-    """
-    view = _shallow_copy(base)
-    modules: dict[str, Any] = dict(base._modules)
-    view.__dict__["_modules"] = modules
-    modules[family.layers] = _slice_layers(modules[family.layers], lo, hi)
-    if not (hi == n_layers(base.config) if final_norm is None else final_norm):
-        modules[family.final_norm] = _IDENTITY
-    if family.position_table is not None:
-        modules[family.position_table] = _NO_POSITIONS
-    if family.entry_dropout is not None:
-        modules[family.entry_dropout] = _IDENTITY
-    if family.entry_multiplier is not None:
-        view.__dict__[family.entry_multiplier] = 1.0
-    view.__dict__["config"] = _slice_config(base.config, lo, hi)
-    if family.prepare_view is not None:
-        family.prepare_view(view)
-    return view
-
-
-_IDENTITY = nn.Identity()
-_NO_POSITIONS = NoPositions()
 
 
 def _run_view(
@@ -325,7 +161,7 @@ def _must_step(base: PreTrainedModel, family: Family, cache: StageCache) -> bool
 
 
 def _check_call(base: PreTrainedModel, lo: int, hi: int, cache: StageCache | None) -> None:
-    depth = n_layers(base.config)
+    depth = base.config.num_hidden_layers
     if not 0 <= lo < hi <= depth:
         raise ValueError(
             f"Layers {lo} to {hi} of a component with {depth} layers: give 0 <= lo <= hi <= "
@@ -344,57 +180,3 @@ def _check_call(base: PreTrainedModel, lo: int, hi: int, cache: StageCache | Non
             "A cache does not go with gradient checkpointing in training mode. Pass "
             "use_cache=False, or call eval() or gradient_checkpointing_disable() first."
         )
-
-
-def _shallow_copy(thing: Any) -> Any:
-    # copy.copy does the same through __reduce_ex__, at several times the price.
-    copied = object.__new__(type(thing))
-    copied.__dict__.update(thing.__dict__)
-    return copied
-
-
-def _slice_layers(layers: nn.ModuleList, lo: int, hi: int) -> "_LayerRange":
-    kept = list(layers._modules.values())[lo:hi]
-    sliced = object.__new__(_LayerRange)
-    sliced.__dict__.update(layers.__dict__)
-    sliced.__dict__["_modules"] = {str(index): layer for index, layer in enumerate(kept)}
-    return sliced
-
-
-class _LayerRange(nn.ModuleList):
-    """Some layers of a model; taking all of them is free (Llama does at every call)."""
-
-    def __getitem__(self, index: Any) -> Any:
-        if index == slice(len(self._modules)):
-            return self
-        return super().__getitem__(index)
-
-
-def _slice_config(config: PreTrainedConfig, lo: int, hi: int) -> PreTrainedConfig:
-    # Fields are written past the config's own setters, which would validate the whole model.
-    sliced = _shallow_copy(config)
-    fields = sliced.__dict__
-    name = type(config).attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    fields[name] = hi - lo
-    for name in PER_LAYER_FIELDS:
-        if isinstance(fields.get(name), list | tuple):
-            fields[name] = fields[name][lo:hi]
-        elif isinstance(getattr(type(config), name, None), property):
-            fields[f"_sliced_{name}"] = getattr(config, name)[lo:hi]
-            sliced.__class__ = _with_sliced_lists(config.__class__)
-    # Recording outputs would leave hooks on the shared layers.
-    fields["output_hidden_states"] = fields["_output_attentions"] = False
-    return sliced
-
-
-@cache
-def _with_sliced_lists(config_class: Any) -> type[PreTrainedConfig]:
-    """A config class whose derived lists of layers are those of the slice."""
-
-    def stored(name: str) -> property:
-        return property(lambda config: config.__dict__[f"_sliced_{name}"])
-
-    derived = [
-        name for name in PER_LAYER_FIELDS if isinstance(getattr(config_class, name, None), property)
-    ]
-    return type(config_class.__name__, (config_class,), {name: stored(name) for name in derived})

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from manticore.models.families import check_supported
-from manticore.models.pretrained import PER_LAYER_FIELDS, n_layers
+from manticore.models.layer_views import PER_LAYER_FIELDS
 
 INDEX_NAMES = ("layer_idx", "layer_id")
 
@@ -46,7 +46,7 @@ def _renumber(layer: nn.Module, index: int) -> None:
 def _shorten_config(base: PreTrainedModel, indices: list[int]) -> None:
     config = base.config
     fields = config.__dict__
-    depth = n_layers(config)
+    depth = config.num_hidden_layers
     for name in PER_LAYER_FIELDS:
         if isinstance(fields.get(name), list | tuple) and len(fields[name]) == depth:
             fields[name] = [fields[name][index] for index in indices]

@@ -11,19 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import BloomConfig, PreTrainedModel
 
+from manticore.models.component_cache import cache_layers
+from manticore.models.component_lengths import check_length, has_position_table, max_positions
+from manticore.models.component_logits import component_logits
+from manticore.models.families import UnsupportedFamilyError, check_supported
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.pretrained import (
-    UnsupportedFamilyError,
-    cache_layers,
-    check_length,
-    check_supported,
-    component_logits,
-    d_model,
     embed_tokens,
     enter,
-    has_position_table,
-    max_positions,
-    n_layers,
     run_layers,
     split_causal_lm,
 )
@@ -105,7 +100,7 @@ def test_every_partition_gives_the_logits_of_the_whole_model(family: str, varian
     ids = token_ids(model, 2, 17)
     expected = model(ids).logits
     assert expected.std() > 0.5  # large enough that 1e-5 is a sharp test
-    for cuts in all_partitions(n_layers(model.config)):
+    for cuts in all_partitions(model.config.num_hidden_layers):
         assert maximal(run_in_stages(model, ids, cuts) - expected) < 1e-5, cuts
 
 
@@ -117,7 +112,7 @@ def test_awkward_lengths_give_the_logits_of_the_whole_model(
 ) -> None:
     model = tiny(family, seed=1, variant=variant)
     ids = token_ids(model, 1, length)
-    cuts = list(range(n_layers(model.config) + 1))
+    cuts = list(range(model.config.num_hidden_layers + 1))
     assert maximal(run_in_stages(model, ids, cuts) - model(ids).logits) < 1e-5
 
 
@@ -128,7 +123,7 @@ def test_padded_batches_equal_single_sequences(family: str, variant: int, side: 
     model = tiny(family, variant=variant)
     rows = [token_ids(model, 1, length, seed=length)[0] for length in (3, 11, 8, 1)]
     ids, mask, positions = pad(rows, side, model.config.pad_token_id)
-    logits = run_in_stages(model, ids, uneven(n_layers(model.config)), mask, positions)
+    logits = run_in_stages(model, ids, uneven(model.config.num_hidden_layers), mask, positions)
     for row, got, kept in zip(rows, logits, mask.bool(), strict=True):
         assert maximal(got[kept] - model(row[None]).logits[0]) < 1e-4
 
@@ -156,7 +151,7 @@ def test_a_sequence_fed_in_pieces_equals_the_full_forward(
     expected = model(ids).logits
     if bound:
         bind_fast_paths(model)
-    for cuts in ([0, n_layers(model.config)], uneven(n_layers(model.config))):
+    for cuts in ([0, model.config.num_hidden_layers], uneven(model.config.num_hidden_layers)):
         run, outputs, start = CachedRun(model, cuts), [], 0
         for piece in pieces:
             positions = torch.arange(start, start + piece)[None]
@@ -179,7 +174,7 @@ def test_left_padded_sequences_fed_in_pieces_equal_single_ones(
     if bound:
         bind_fast_paths(model)
     ids, mask, positions = pad(rows, "left", model.config.pad_token_id)
-    run, outputs, start = CachedRun(model, uneven(n_layers(model.config))), [], 0
+    run, outputs, start = CachedRun(model, uneven(model.config.num_hidden_layers)), [], 0
     for piece in pieces:
         end = start + piece
         outputs.append(run.feed(ids[:, start:end], mask[:, :end], positions[:, start:end]))
@@ -211,7 +206,10 @@ def test_gradients_equal_those_of_the_whole_model(family: str, variant: int) -> 
     ids = token_ids(model, 2, 9)
     expected = gradients(model, model(ids).logits)
     assert len(expected) == len(list(model.parameters()))
-    for cuts in (uneven(n_layers(model.config)), list(range(n_layers(model.config) + 1))):
+    for cuts in (
+        uneven(model.config.num_hidden_layers),
+        list(range(model.config.num_hidden_layers + 1)),
+    ):
         got = gradients(model, run_in_stages(model, ids, cuts))
         assert got.keys() == expected.keys()
         for name, gradient in expected.items():
@@ -230,7 +228,7 @@ def test_each_layer_is_used_exactly_once_and_in_order(family: str, variant: int)
     norm = getattr(base, row.final_norm)
     if norm is not None:
         norm.register_forward_hook(lambda *_: used.append("norm"))
-    depth = n_layers(model.config)
+    depth = model.config.num_hidden_layers
     for cuts in all_partitions(depth):
         used.clear()
         run_in_stages(model, token_ids(model, 1, 5), cuts)
@@ -242,7 +240,7 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(
     family: str, variant: int
 ) -> None:
     model = tiny(family, variant=variant).train()
-    ids, cuts = token_ids(model, 2, 9), uneven(n_layers(model.config))
+    ids, cuts = token_ids(model, 2, 9), uneven(model.config.num_hidden_layers)
     expected = gradients(model, run_in_stages(model, ids, cuts))
     model.gradient_checkpointing_enable({"use_reentrant": False})
     base, _ = split_causal_lm(model)
@@ -274,7 +272,7 @@ def test_embedding_dropout_acts_at_the_entry_and_nowhere_else(family: str, dropo
     model = tiny(family).train()
     base, _ = split_causal_lm(model)
     getattr(base, dropout).p = 0.5
-    hidden, positions = torch.randn(2, 9, d_model(model.config)), torch.arange(9)[None]
+    hidden, positions = torch.randn(2, 9, model.config.hidden_size), torch.arange(9)[None]
     dropped = enter(base, hidden, positions) == 0
     assert 0.3 < dropped.float().mean() < 0.7
     arguments = {"attention_mask": None, "position_ids": positions}
@@ -294,7 +292,7 @@ def test_bfloat16_stays_bfloat16_between_stages(family: str, variant: int) -> No
     hidden = run_layers(base, hidden, 0, 1, attention_mask=None, position_ids=positions)
     assert hidden.dtype == torch.bfloat16
     expected = model(ids).logits
-    got = run_in_stages(model, ids, uneven(n_layers(model.config)))
+    got = run_in_stages(model, ids, uneven(model.config.num_hidden_layers))
     assert got.dtype == expected.dtype
     # Mamba's float32 residual stream is rounded once at the cut: some 2^-8 of the logits' scale.
     assert (got - expected).float().abs().mean() < 0.03 * expected.float().std()
@@ -356,7 +354,7 @@ def test_adapters_injected_into_the_layers_are_seen_and_trained(family: str) -> 
     from peft import LoraConfig, inject_adapter_in_model
 
     model = tiny(family, variant=1)
-    ids, cuts = token_ids(model, 2, 9), uneven(n_layers(model.config))
+    ids, cuts = token_ids(model, 2, 9), uneven(model.config.num_hidden_layers)
     plain = run_in_stages(model, ids, cuts)
     inject_adapter_in_model(
         LoraConfig(target_modules=LORA_TARGETS[family], r=2, init_lora_weights=False), model

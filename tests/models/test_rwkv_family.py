@@ -9,10 +9,11 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
+from manticore.models.component_cache import cache_layers
 from manticore.models.families import UnsupportedFamilyError, check_supported
 from manticore.models.fast_paths import bind_fast_paths, describe_fast_paths, unbind_fast_paths
 from manticore.models.loading import load_component
-from manticore.models.pretrained import cache_layers, split_causal_lm
+from manticore.models.pretrained import split_causal_lm
 from tests.models.test_components import gradients, maximal, run_in_stages
 from tests.models.tiny import tiny, token_ids
 

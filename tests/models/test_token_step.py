@@ -4,14 +4,8 @@ import pytest
 import torch
 
 from manticore.models import token_step
-from manticore.models.pretrained import (
-    cache_layers,
-    embed_tokens,
-    enter,
-    n_layers,
-    run_layers,
-    split_causal_lm,
-)
+from manticore.models.component_cache import cache_layers
+from manticore.models.pretrained import embed_tokens, enter, run_layers, split_causal_lm
 from manticore.models.recurrent_shapes import RECURRENT
 from manticore.models.stage_cache import StageCache
 from tests.models.tiny import ALL_TINY, tiny, token_ids
@@ -24,7 +18,7 @@ LEFT_TO_THE_BASE_MODEL = ("gpt_neo", "falcon", "gemma2", "gemma3_text")
 def decode(model, ids, directly):
     """Hidden states of the new tokens, decoded in two stages one token at a time."""
     base, _ = split_causal_lm(model)
-    depth, layers, outputs = n_layers(base.config), cache_layers(base.config), []
+    depth, layers, outputs = base.config.num_hidden_layers, cache_layers(base.config), []
     for start, end in [(0, PROMPT), *((t, t + 1) for t in range(PROMPT, ids.shape[1]))]:
         positions = torch.arange(start, end)[None]
         hidden = enter(base, embed_tokens(base, ids[:, start:end]), positions)
