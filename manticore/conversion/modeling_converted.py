@@ -19,10 +19,10 @@ from manticore.conversion.block_spec import BlockSpec
 from manticore.conversion.configuration_converted import ConvertedConfig
 from manticore.conversion.feed_forward import FeedForward
 from manticore.mixers.interface import MixerSpec
-from manticore.models.families import NoPositions
 from manticore.models.mixer_cache import cache_layer
 from manticore.models.mixer_parts import embedding, linear, new_mixer
 from manticore.models.modeling_mixer_lm import MixerForCausalLM, MixerModel, MixerPreTrainedModel
+from manticore.models.no_positions import NoPositions
 
 
 class ConvertedPreTrainedModel(MixerPreTrainedModel):

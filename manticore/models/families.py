@@ -1,115 +1,17 @@
 """The table of model families: where a Hugging Face base model keeps the parts we need.
 
-A family counts as supported when its rows in the shared checks pass (`tests/models`). To add one,
-add a row here, three tiny configurations to the checks, and a row in `costs.py`.
+A family counts as supported when its rows in the shared checks pass (`tests/models`). Adding one
+takes a row here, tiny configurations in those checks, and sometimes a formula for its costs:
+CONTRIBUTING.md, "Add a model family".
 """
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
-from manticore.models.fast_paths import has_stock_scan
+from manticore.models.family import Family
 from manticore.models.mixer_cache import mixer_cache_layers
-
-
-class UnsupportedFamilyError(ValueError):
-    """A model whose family has no row in the table."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """Names and habits of one `model_type`."""
-
-    model_type: str
-    """The key in Hugging Face's configs."""
-    layers: str
-    """Attribute of the base model that holds the list of layers."""
-    final_norm: str
-    """Attribute of the norm after the last layer."""
-    inner: str | None = None
-    """Attribute of transformers' base model that holds everything above (OPT's decoder)."""
-    position_table: str | None = None
-    """Attribute of the learned position table, added once at the entry; None: no table."""
-    position_argument: str | None = None
-    """Argument by which that table takes positions; None: its only one."""
-    position_offset: int = 0
-    """Rows of that table before the row of position 0."""
-    head_bias: bool = False
-    """Whether every language model head of the family has a bias; see `has_head_bias`."""
-    entry_dropout: str | None = None
-    """Attribute of the dropout on the embeddings, applied once at the entry."""
-    layer_cache: str | None = None
-    """Argument by which a layer takes the cache; None: `token_step` leaves the family alone."""
-    rotary: str | None = None
-    """Attribute of the module that makes the rotary table; None: no rotary positions."""
-    entry_multiplier: str | None = None
-    """Attribute of the base model by which it scales its embeddings; None: it does not."""
-    restarts_state: bool = False
-    """Whether transformers starts several tokens behind a filled cache at a zero state."""
-    float32_logits: bool = False
-    """Whether the family's own model casts its logits to float32."""
-    is_recurrent: bool = False
-    """A state instead of keys and values: takes `cache_params`, no positions, any length."""
-
-    no_cache: str | None = None
-    """Why there is no cached decoding and no padding; None: there are both."""
-    prepare_view: Callable[[Any], None] | None = None
-    """Neutralises what a range of layers would otherwise do to the whole model."""
-
-    own_cache_layers: Callable[[int], list[Any]] | None = None
-    """Makes so many empty cache layers; None: transformers' DynamicCache makes them."""
-
-    def has_position_table(self, config: PreTrainedConfig) -> bool:
-        """Whether the embeddings of this model get rows of a learned table of positions."""
-        # Models built from mixers say which positions they add; the other tables are learned.
-        return self.position_table is not None and (
-            getattr(config, "positions", "learned") == "learned"
-        )
-
-    def positions(self, base: PreTrainedModel, position_ids: Tensor) -> Tensor:
-        """Rows of the learned table of positions: (B or 1, T, d)."""
-        assert self.position_table is not None
-        named = {} if self.position_argument is None else {self.position_argument: position_ids}
-        rows: Tensor = getattr(base, self.position_table)(position_ids, **named)
-        return rows
-
-    def layer_arguments(
-        self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor
-    ) -> dict[str, Tensor | None]:
-        """Arguments of the base model's forward that differ between the families."""
-        if not self.is_recurrent:
-            return {"attention_mask": attention_mask, "position_ids": position_ids}
-        if self.no_cache is not None:
-            if attention_mask is not None and not attention_mask.all():
-                raise ValueError(
-                    f"A batch with padding, and {self.no_cache}. Use sequences of one length."
-                )
-            return {}
-        # A recurrent layer masks the tokens it is given now; the past is in its state already.
-        if attention_mask is not None:
-            attention_mask = attention_mask[:, -hidden.shape[1] :]
-        return {"attention_mask": attention_mask}
-
-    def continues_one_by_one(self, base: PreTrainedModel) -> bool:
-        """Whether several tokens on a filled cache must be fed one at a time to be exact.
-
-        transformers' Mamba-1 starts the scan of a multi-token input at a zero state, even when the
-        cache holds one. The mixers bound by `fast_paths` start at the cached state.
-        """
-        return self.restarts_state and has_stock_scan(base)
-
-    def logits(self, head: nn.Module, hidden: Tensor) -> Tensor:
-        """The head on the final hidden states, as the family's causal model applies it."""
-        if not self.float32_logits:
-            return head(hidden)
-        weight = getattr(head, "weight", None)
-        dtype = weight.dtype if weight is not None and weight.is_floating_point() else None
-        return head(hidden if dtype is None else hidden.to(dtype)).float()
 
 
 def _stop_rescaling(view: Any) -> None:
@@ -135,13 +37,6 @@ FAMILIES = {
             layer_cache="layer_past",
             rotary="rotary_emb",
         ),
-        Family(
-            model_type="llama",
-            layers="layers",
-            final_norm="norm",
-            layer_cache="past_key_values",
-            rotary="rotary_emb",
-        ),
         *(
             Family(
                 model_type=model_type,
@@ -151,6 +46,7 @@ FAMILIES = {
                 rotary="rotary_emb",
             )
             for model_type in (
+                "llama",
                 "cohere",
                 "mistral",
                 "olmo2",
@@ -271,7 +167,6 @@ FAMILIES = {
     )
 }
 
-
 WITHOUT_A_ROW = {
     "recurrent_gemma": "its recurrent state lives in its modules instead of a cache, so that beam "
     "search and a second sequence would see the state of the first. For linear recurrences "
@@ -284,6 +179,10 @@ WITHOUT_A_ROW = {
     "granitemoehybrid, which have the same Mamba-2 layers.",
 }
 """Families of transformers that we know and refuse, and why."""
+
+
+class UnsupportedFamilyError(ValueError):
+    """A model whose family has no row in the table."""
 
 
 def check_supported(config: PreTrainedConfig) -> Family:
@@ -323,11 +222,3 @@ def unsupported_message(model_type: object) -> str:
         "Choose a component of one of these families, or add a row to "
         "manticore/models/families.py (CONTRIBUTING.md, 'Add a model family')."
     )
-
-
-class NoPositions(nn.Module):
-    """Stands in for a position table whose rows were added at the entry already."""
-
-    def forward(self, given: Tensor, *_: Any, **__: Any) -> Tensor:
-        """A zero that broadcasts and keeps the dtype of what it is added to."""
-        return torch.zeros((), dtype=given.dtype, device=given.device)

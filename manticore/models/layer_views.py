@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from manticore.models.families import Family, NoPositions
+from manticore.models.family import Family
+from manticore.models.no_positions import NoPositions
 
 
 def make_view(

@@ -9,7 +9,7 @@ from transformers import initialization as init
 
 from manticore.mixers.interface import Mixer, MixerSpec
 from manticore.models.configuration_mixer_lm import MixerLMConfig
-from manticore.models.families import NoPositions
+from manticore.models.no_positions import NoPositions
 
 
 class SinusoidalPositions(nn.Module):

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from manticore.models.families import Family, check_supported
+from manticore.models.families import check_supported
+from manticore.models.family import Family
 from manticore.models.layer_views import make_view
 from manticore.models.stage_cache import StageCache
 

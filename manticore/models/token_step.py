@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from manticore.models.families import Family, check_supported
+from manticore.models.families import check_supported
+from manticore.models.family import Family
 from manticore.models.stage_cache import StageCache
 
 # Of one query without a mask, these give the same numbers as with the mask of ones.
