@@ -9,12 +9,12 @@ from manticore.mixers.table import TABLE
 from manticore.models.configuration_mixer_lm import layer_spec
 from manticore.models.imports_fla import config_from_fla, layers_from_fla, read_fla_config
 from manticore.models.imports_mad_lab import (
-    RULES,
     layer_from_mad_lab,
     read_mad_lab_layer,
     read_mad_lab_task,
     task_from_mad_lab,
 )
+from manticore.models.mad_lab_rules import RULES
 from tests.mixers.small import names_with_a_module
 
 ATTENTION = {
