@@ -1,11 +1,11 @@
-"""What every chunked scan with a matrix state ends in: one affine map per chunk, applied in turn.
+"""What chunked scans with a matrix state share: cutting time up, and one affine map per chunk.
 
-Inside a chunk everything is written as a function of the state S at its start,
+Where everything inside a chunk is written as a function of the state S at its start,
 
     y = Q S + Y,    S' = M S + N,
 
-so that time remains in one loop of a product and a sum per chunk, and the outputs of all chunks
-are one batched product.
+time remains in one loop of a product and a sum per chunk, and the outputs of all chunks are one
+batched product.
 
     B batch, H heads, N chunks, C steps in a chunk, K key size, V value size
 """

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manticore.mixers.chunk_states import check_shapes, cut, run_chunks
+from manticore.mixers.chunk_states import check_shapes, cut
 
 CHUNK = 32
 
@@ -55,9 +55,8 @@ def delta_scan(
     # A product that autocast runs in bfloat16 would lose the state's low bits.
     with torch.autocast(q.device.type, enabled=False):
         wide, state = _widen(q, k, v, beta, log_decay, initial_state)
-        maps = _chunk_maps(*cut(min(chunk, seq_len), *wide))
-        y, state = run_chunks(*maps, state, seq_len)
-    return y.to(v.dtype), state
+        y, state = _run_chunks(*cut(min(chunk, seq_len), *wide), state=state)
+    return y[:, :, :seq_len].to(v.dtype), state
 
 
 def delta_scan_naive(
@@ -83,33 +82,37 @@ def delta_scan_naive(
     return torch.stack(outputs, dim=2).to(v.dtype), state
 
 
-def _chunk_maps(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four parts of each chunk's map, see `chunk_states`; inputs (B, H, N, C, ...)."""
-    keys, n_keys = k, k.shape[-1]
-    written = beta.unsqueeze(-1) * k
-    overlaps, scores = written @ k.mT, q @ k.mT  # (B, H, N, C, C)
-    remains = torch.eye(n_keys, dtype=k.dtype, device=k.device)
-    read = written
-    if log_decay is not None:
-        total = log_decay.cumsum(-1)
+def _run_chunks(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *decay: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Chunks (B, H, N, C, ...) in the WY form; y is (B, H, N C, V).
+
+    Only the rows u wait for the state: u = new - old S. A map from state to state, K x K for each
+    chunk, is never made.
+    """
+    keys, remains, read = k, torch.ones_like(q[..., :1, :1]), beta.unsqueeze(-1) * k
+    overlaps, scores = read @ k.mT, q @ k.mT  # (B, H, N, C, C)
+    if decay:
+        total = decay[0].cumsum(-1)
         between = _decay_between(total)
         overlaps, scores = overlaps * between, scores * between
         since_start = torch.exp(total).unsqueeze(-1)
-        q, read = q * since_start, written * since_start
-        keys = k * between[..., -1, :, None]
-        remains = since_start[..., -1:, :] * remains
-    # What each step writes, u = `new` - `old` S: old and new solve one system. Only the part of
-    # `overlaps` below the diagonal is read, the diagonal is 1.
+        q, read = q * since_start, read * since_start
+        keys, remains = k * between[..., -1, :, None], since_start[..., -1:, :]
+    # Old and new solve one system. Only the part of `overlaps` below the diagonal is read, the
+    # diagonal is 1.
     right = torch.cat([read, beta.unsqueeze(-1) * v], dim=-1)
     solved = torch.linalg.solve_triangular(overlaps, right, upper=False, unitriangular=True)
-    into = torch.cat([scores.tril(), keys.mT], dim=-2) @ solved  # (B, H, N, C + K, K + V)
-    old, new = into.split([n_keys, v.shape[-1]], dim=-1)
-    (old_read, old_kept), (new_read, new_kept) = (
-        part.split([q.shape[-2], n_keys], dim=-2) for part in (old, new)
-    )
-    return q - old_read, new_read, remains - old_kept, new_kept
+    starts, rows = [], []
+    for solved_n, keys_n, remains_n in zip(
+        *(x.unbind(2) for x in (solved, keys.mT, remains)), strict=True
+    ):
+        old, new = solved_n.split([k.shape[-1], v.shape[-1]], dim=-1)
+        starts.append(state)
+        rows.append(new - old @ state)
+        state = remains_n * state + keys_n @ rows[-1]
+    y = q @ torch.stack(starts, dim=2) + scores.tril() @ torch.stack(rows, dim=2)
+    return y.flatten(2, 3), state
 
 
 def _decay_between(total: Tensor) -> Tensor:
