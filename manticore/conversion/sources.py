@@ -2,7 +2,7 @@
 
 The canonical names are those of `ConvertedForCausalLM` with its attention kept. A row of the table
 says what the blocks are (`block`), and for each canonical module where its tensors lie in the
-source and what has to be done to them (`CHANGES`).
+source and what has to be done to them (`reading.CHANGES`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from manticore.conversion.block_spec import BlockSpec
+from manticore.conversion.source_blocks import (
+    gpt2_blocks,
+    gpt_neox_blocks,
+    gptj_blocks,
+    llama_blocks,
+    olmo2_blocks,
+    phi_blocks,
+    qwen2_blocks,
+    qwen3_blocks,
+)
 
 Place = str | tuple[str, str]
 """A module of the source, or (module, name of a change)."""
@@ -33,126 +41,6 @@ class SourceFamily:
     """Where the list of layers lies."""
     layer: dict[str, Place]
     """Canonical module within a layer -> module within the source's layer."""
-
-
-def _base(config: Any, **fields: Any) -> BlockSpec:
-    """What all configs spell alike; `fields` over it."""
-    n_layers, n_heads = config.num_hidden_layers, config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-    frequencies, amplitude = rotary_of(config, head_dim)
-    values = {
-        "hidden_size": config.hidden_size,
-        "n_layers": n_layers,
-        "vocab_size": config.vocab_size,
-        "topology": "sequential",
-        "n_heads": n_heads,
-        "n_kv_heads": getattr(config, "num_key_value_heads", None) or n_heads,
-        "head_dim": head_dim,
-        "rotary_frequencies": frequencies,
-        "rotary_amplitude": amplitude,
-        "score_scales": (head_dim**-0.5,) * n_layers,
-        "windows": _windows(config),
-        "tied": bool(config.tie_word_embeddings),
-    }
-    return BlockSpec(**{**values, **fields})
-
-
-def _llama_like(config: Any, **fields: Any) -> BlockSpec:
-    shared = {
-        "norm": "rms",
-        "norm_eps": config.rms_norm_eps,
-        "qkv_bias": bool(getattr(config, "attention_bias", False)),
-        "output_bias": bool(getattr(config, "attention_bias", False)),
-        "channel_mixer": "gated",
-        "intermediate_size": config.intermediate_size,
-        "activation": config.hidden_act,
-        "mlp_bias": bool(getattr(config, "mlp_bias", False)),
-    }
-    return _base(config, **{**shared, **fields})
-
-
-def _qwen2(config: Any) -> BlockSpec:
-    # Its class has these biases whatever the config says.
-    return _llama_like(config, qkv_bias=True, output_bias=False)
-
-
-def _qwen3(config: Any) -> BlockSpec:
-    return _llama_like(config, qk_norm="head-rms")
-
-
-def _olmo2(config: Any) -> BlockSpec:
-    return _llama_like(config, topology="post-norm", qk_norm="width-rms")
-
-
-def _gpt_neox(config: Any) -> BlockSpec:
-    return _base(
-        config,
-        topology="parallel" if config.use_parallel_residual else "sequential",
-        norm="layer",
-        norm_eps=config.layer_norm_eps,
-        qkv_bias=config.attention_bias,
-        output_bias=config.attention_bias,
-        channel_mixer="mlp",
-        intermediate_size=config.intermediate_size,
-        activation=config.hidden_act,
-        mlp_bias=True,
-    )
-
-
-def _phi(config: Any) -> BlockSpec:
-    return _base(
-        config,
-        topology="parallel",
-        shared_norm=True,
-        norm="layer",
-        norm_eps=config.layer_norm_eps,
-        qkv_bias=True,
-        output_bias=True,
-        qk_norm="head-layer" if config.qk_layernorm else "none",
-        channel_mixer="mlp",
-        intermediate_size=config.intermediate_size,
-        activation=config.hidden_act,
-        mlp_bias=True,
-        head_bias=True,
-    )
-
-
-def _gpt2(config: Any) -> BlockSpec:
-    head_dim = config.hidden_size // config.num_attention_heads
-    scale = head_dim**-0.5 if config.scale_attn_weights else 1.0
-    inverse = config.scale_attn_by_inverse_layer_idx
-    return _base(
-        config,
-        norm="layer",
-        norm_eps=config.layer_norm_epsilon,
-        qkv_bias=True,
-        output_bias=True,
-        score_scales=tuple(
-            scale / (index + 1 if inverse else 1) for index in range(config.num_hidden_layers)
-        ),
-        channel_mixer="mlp",
-        intermediate_size=config.n_inner or 4 * config.hidden_size,
-        activation=config.activation_function,
-        mlp_bias=True,
-        learned_positions=config.max_position_embeddings,
-    )
-
-
-def _gptj(config: Any) -> BlockSpec:
-    return _base(
-        config,
-        topology="parallel",
-        shared_norm=True,
-        norm="layer",
-        norm_eps=config.layer_norm_epsilon,
-        qkv_bias=False,
-        output_bias=False,
-        channel_mixer="mlp",
-        intermediate_size=config.n_inner or 4 * config.hidden_size,
-        activation=config.activation_function,
-        mlp_bias=True,
-        head_bias=True,
-    )
 
 
 _LLAMA_LAYER: dict[str, Place] = {
@@ -185,12 +73,12 @@ def _like_llama(
 
 
 SOURCES: dict[str, SourceFamily] = {
-    "llama": _like_llama(_llama_like),
-    "mistral": _like_llama(_llama_like),
-    "qwen2": _like_llama(_qwen2),
-    "qwen3": _like_llama(_qwen3, _QK_NORMS),
+    "llama": _like_llama(llama_blocks),
+    "mistral": _like_llama(llama_blocks),
+    "qwen2": _like_llama(qwen2_blocks),
+    "qwen3": _like_llama(qwen3_blocks, _QK_NORMS),
     "olmo2": _like_llama(
-        _olmo2,
+        olmo2_blocks,
         {
             **_QK_NORMS,
             "mixer_norm": "post_attention_layernorm",
@@ -198,7 +86,7 @@ SOURCES: dict[str, SourceFamily] = {
         },
     ),
     "gpt_neox": SourceFamily(
-        block=_gpt_neox,
+        block=gpt_neox_blocks,
         stem={
             "model.embed_tokens": "gpt_neox.embed_in",
             "model.norm": "gpt_neox.final_layer_norm",
@@ -217,7 +105,7 @@ SOURCES: dict[str, SourceFamily] = {
         },
     ),
     "phi": SourceFamily(
-        block=_phi,
+        block=phi_blocks,
         stem={**_STEM, "model.norm": "model.final_layernorm"},
         layers="model.layers",
         layer={
@@ -233,7 +121,7 @@ SOURCES: dict[str, SourceFamily] = {
         },
     ),
     "gpt2": SourceFamily(
-        block=_gpt2,
+        block=gpt2_blocks,
         stem={
             "model.embed_tokens": "transformer.wte",
             "model.positions": "transformer.wpe",
@@ -253,7 +141,7 @@ SOURCES: dict[str, SourceFamily] = {
         },
     ),
     "gptj": SourceFamily(
-        block=_gptj,
+        block=gptj_blocks,
         stem={
             "model.embed_tokens": "transformer.wte",
             "model.norm": "transformer.ln_f",
@@ -271,42 +159,3 @@ SOURCES: dict[str, SourceFamily] = {
         },
     ),
 }
-
-
-def rotary_of(config: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
-    """Angles per position of each rotated pair of channels, and the factor on their amplitude.
-
-    Raises:
-        ValueError: angles that depend on the length, which no fixed table expresses.
-    """
-    if config.model_type == "gptj":
-        return _plain_angles(config.rotary_dim or head_dim, 10000.0), 1.0
-    rope = getattr(config, "rope_parameters", None)
-    if rope is None:
-        return (), 1.0
-    kind = rope.get("rope_type", "default")
-    if kind == "default":
-        rotated = int(head_dim * rope.get("partial_rotary_factor", 1.0))
-        return _plain_angles(rotated, rope["rope_theta"]), 1.0
-    if kind not in ("linear", "llama3", "yarn"):
-        raise ValueError(
-            f"The source has rotary positions of kind {kind!r}, whose angles depend on the length. "
-            "Sources with fixed angles can be converted: default, linear, llama3, yarn."
-        )
-    frequencies, amplitude = ROPE_INIT_FUNCTIONS[kind](config, device="cpu")
-    return tuple(frequencies.tolist()), float(amplitude)
-
-
-def _plain_angles(rotated: int, base: float) -> tuple[float, ...]:
-    # In float32 and in this order, as the families compute them: angles grow with the position,
-    # and so does a difference in the last bit.
-    exponents = torch.arange(0, rotated, 2, dtype=torch.float32) / rotated
-    return tuple((1.0 / base**exponents).tolist())
-
-
-def _windows(config: Any) -> tuple[int | None, ...]:
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return (window,) * config.num_hidden_layers
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

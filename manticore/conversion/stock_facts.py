@@ -12,7 +12,7 @@ from manticore.conversion.block_spec import BlockSpec
 from manticore.conversion.configuration_converted import ConvertedConfig
 from manticore.conversion.mixer_choice import layer_spec
 from manticore.conversion.softmax_heads import SoftmaxHeadsSpec
-from manticore.conversion.sources import rotary_of
+from manticore.conversion.source_blocks import rotary_of
 from manticore.mixers.mamba2 import Mamba2Spec
 
 USUAL = "head_dim ** -0.5"

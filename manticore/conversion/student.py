@@ -13,8 +13,7 @@ Steps of alignment come out of the row's own, so every row of a length sees as m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,13 @@ from manticore.conversion.distil import distillation_loss
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.conversion.plan import TransferPlan
 from manticore.conversion.teacher import prepared
-from manticore.conversion.threshold import INHERITED, Unfreezing
+from manticore.conversion.threshold import Unfreezing, said_when_thawed
+from manticore.conversion.trained_parts import adapted, parameter_groups
 from manticore.conversion.transfer import transfer
 from manticore.evaluation.language import causal_loss, losses_by_kind
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
-from manticore.training import (
-    NonFiniteLossError,
-    ParameterGroup,
-    TrainConfig,
-    TrainResult,
-    load_weights,
-    train,
-)
+from manticore.training import TrainConfig, TrainResult, load_weights, train
 from manticore.training.batches import Batch
 
 
@@ -159,11 +152,12 @@ class Student:
         self, model: ConvertedForCausalLM, plan: TransferPlan, folder: RunFolder
     ) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
         """The last stage: what the threshold remembers, evaluations and tokens."""
-        groups, director = self._groups(model, plan)
+        rule = self.recipe.freeze if self.row.freeze else None
+        groups, director = parameter_groups(model, plan, rule, self.steps)
         trained: nn.Module = model
         if self.row.adapter is not None:
-            trained, groups = self._adapted(model, plan)
-        with _said_when_thawed(director):
+            trained, groups = adapted(model, plan, self.row.adapter)
+        with said_when_thawed(director):
             result = self._trained_stage(trained, groups, director, folder)
         model.requires_grad_(True)
         return director.memory if director else {}, result.evaluations, result.tokens
@@ -188,41 +182,6 @@ class Student:
             final_only=True,
             director=director,
         )
-
-    def _groups(
-        self, model: ConvertedForCausalLM, plan: TransferPlan
-    ) -> tuple[dict[str, ParameterGroup], Unfreezing | None]:
-        """New and inherited parameters, and who decides about the latter."""
-        names = set(plan.inherited_names())
-        sides: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-        for name, parameter in model.named_parameters():
-            sides[name in names].append(parameter)
-        groups = {"new": ParameterGroup(parameters=sides[False])}
-        if not sides[True]:
-            return groups, None
-        groups[INHERITED] = ParameterGroup(parameters=sides[True])
-        if not self.row.freeze:
-            return {key: group for key, group in groups.items() if group.parameters}, None
-        return groups, Unfreezing(sides[True], self.recipe.freeze, self.steps)
-
-    def _adapted(
-        self, model: ConvertedForCausalLM, plan: TransferPlan
-    ) -> tuple[nn.Module, dict[str, ParameterGroup]]:
-        """The model with an adapter on its inherited matrices; new tensors are trained whole."""
-        from manticore.tuning.methods import adapt
-
-        assert self.row.adapter is not None
-        inherited = set(plan.inherited_names())
-        targets = [
-            name for name, module in model.model.named_modules(prefix="model")
-            if isinstance(module, nn.Linear) and f"{name}.weight" in inherited
-        ]  # fmt: skip
-        new = [p for name, p in model.named_parameters() if name not in inherited]
-        wrapped = adapt(model, self.row.adapter.method, self.row.adapter.settings, targets)
-        for parameter in new:
-            parameter.requires_grad_(True)
-        trained = [p for p in wrapped.parameters() if p.requires_grad]
-        return wrapped, {"new": ParameterGroup(parameters=trained)}
 
     def _loss(self) -> Any:
         if not self.row.distil:
@@ -250,20 +209,6 @@ class Student:
         return {"frozen": frozen, "new": 1 - plan.share_inherited, "distil": self.row.distil}
 
 
-@contextmanager
-def _said_when_thawed(director: Unfreezing | None) -> Iterator[None]:
-    """Say, when a loss is not finite, that the inherited weights had just been set free."""
-    try:
-        yield
-    except NonFiniteLossError as error:
-        if director is not None and director.memory["unfrozen_at"] is not None:
-            error.args = (
-                f"{error} The inherited weights are trained since step "
-                f"{director.memory['unfrozen_at']}: a longer freeze.warmup_steps may help, too.",
-            )
-        raise
-
-
 def trained_student(
     recipe: TransferRecipe, result: Mapping[str, Any], base: Path, run: Path
 ) -> ConvertedForCausalLM:
@@ -273,7 +218,7 @@ def trained_student(
     model, plan = student.transferred()
     wrapped: Any = model
     if row.adapter is not None:
-        wrapped, _ = student._adapted(model, plan)
+        wrapped, _ = adapted(model, plan, row.adapter)
     stage = "train" if student.steps else "align"
     load_weights(run / result["folder"] / stage / "final", {"model": wrapped})
     if row.adapter is not None:

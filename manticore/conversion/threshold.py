@@ -11,7 +11,8 @@ and winds back; here the rule runs inside the training and goes on from where it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from manticore.config.transfer_recipe import FreezeConfig
+from manticore.training import NonFiniteLossError
 
 INHERITED = "inherited"
 """Name of the parameter group that waits."""
@@ -81,3 +83,17 @@ class Unfreezing:
         if latest is not None and step >= round(latest * self.steps):
             return "latest"
         return None
+
+
+@contextmanager
+def said_when_thawed(director: Unfreezing | None) -> Iterator[None]:
+    """Say, when a loss is not finite, that the inherited weights had just been set free."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        if director is not None and director.memory["unfrozen_at"] is not None:
+            error.args = (
+                f"{error} The inherited weights are trained since step "
+                f"{director.memory['unfrozen_at']}: a longer freeze.warmup_steps may help, too.",
+            )
+        raise

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from manticore.conversion.reading import neighbours_to_halves, read_block, read_source
-from manticore.conversion.sources import rotary_of
+from manticore.conversion.source_blocks import rotary_of
 from manticore.conversion.transfer import transfer
 from tests.conversion.models import SOURCES, maximal, tiny_gptj
 from tests.models.tiny import VARIANTS, tiny, tiny_config, token_ids
