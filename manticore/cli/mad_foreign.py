@@ -36,7 +36,8 @@ def config_entry(path: Path) -> Entry:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     from manticore.evaluation.mad.entry import Entry, entry_of_layers
-    from manticore.models.imports_fla import RULES, layers_from_fla
+    from manticore.models.fla_rules import RULES
+    from manticore.models.imports_fla import layers_from_fla
 
     config = _read_config(path)
     # A folder's model is always in config.json, so that the folder tells them apart.

@@ -26,7 +26,7 @@ from manticore.mixers.feature_maps import (
     num_map_parameters,
 )
 from manticore.mixers.fresh_weights import uniform_linear
-from manticore.mixers.head_norm import HeadNorm
+from manticore.mixers.head_norm import HeadNorm, check_norm
 from manticore.mixers.interface import Mixer, MixerSpec, State
 from manticore.mixers.precision import widen
 from manticore.mixers.scan_choice import Kernel, check_kernel, choose_scan
@@ -49,6 +49,8 @@ class LinearAttentionSpec(MixerSpec):
     """What queries and keys pass: elu, relu, softmax, hedgehog, taylor, or quadratic."""
     normalize: Literal["sum", "rms"] = "sum"
     """Divide by the sum of the weights, or norm each head's output (arXiv:2210.10340)."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in that norm."""
     compat: Literal["fixed", "mad-lab"] = "fixed"
     """mad-lab: divide by the sum whatever its sign, with nothing but 1e-12 added."""
     kernel: Kernel = "torch"
@@ -68,6 +70,7 @@ class LinearAttentionSpec(MixerSpec):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}."
                 )
+        check_norm("rms", self.norm_eps)
         is_signed = self.feature_map == "quadratic"
         if self.compat == "mad-lab" and not (is_signed and self.normalize == "sum"):
             raise ValueError(
@@ -123,7 +126,9 @@ class LinearAttention(Mixer):
         self.v = uniform_linear(d_model, d_model, generator, bound)
         self.q_map = FeatureMap(spec.feature_map, spec.head_size, generator)
         self.k_map = FeatureMap(spec.feature_map, spec.head_size, generator)
-        self.norm = HeadNorm("rms", spec.head_size, 1e-5) if spec.normalize == "rms" else None
+        self.norm = (
+            HeadNorm("rms", spec.head_size, spec.norm_eps) if spec.normalize == "rms" else None
+        )
         self.output = uniform_linear(d_model, d_model, generator, bound)
         self.scan = choose_scan(spec.kernel)
 

@@ -1,23 +1,32 @@
-"""Configurations of flash-linear-attention (fla) as models of ours.
+"""Configurations and folders of flash-linear-attention (fla) as models of ours.
 
 A config.json of fla gives the layers of a `MixerLMConfig`: each of its blocks is a token mixer and
 a channel mixer, each with a residual line and a norm of its own, as ours are. Layers that its
-`attn` section names are attention. Weights are not carried over.
+`attn` section names are attention. Where weights go is in `weights_fla`; `exports_fla` is the way
+back.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from manticore.models.configuration_mixer_lm import MixerLMConfig
-from manticore.models.foreign_layers import ANY, Rule, Settings, check_value, find_rule
+import torch
+from transformers import GenerationConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-LIBRARY = "flash-linear-attention"
+from manticore.models.configuration_mixer_lm import MixerLMConfig
+from manticore.models.fla_rules import ABSENT, CHANNELS, DEFAULTS, LIBRARY, RULES
+from manticore.models.foreign_layers import Settings, check_value, find_rule
+from manticore.models.loading import special_floats
+from manticore.models.modeling_mixer_lm import MixerForCausalLM
+from manticore.models.stock import SPECIAL_TOKENS
+from manticore.models.weight_files import read_tensors
+from manticore.models.weights_fla import tensors_from_fla
+
 _HARMLESS = (
     "attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy",
     "use_l2warp", "use_cache", "max_position_embeddings", "initializer_range", "pad_token_id",
@@ -47,14 +56,53 @@ def config_from_fla(config: Mapping[str, Any], **overrides: Any) -> MixerLMConfi
         "norm_eps": float(config.get("norm_eps", _default(config, "norm_eps", 1e-6))),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
         "head_bias": False,
+        "initializer_range": float(config.get("initializer_range", 0.02)),
+        **{name: config[name] for name in SPECIAL_TOKENS if name in config},
     }
     return MixerLMConfig(**{**shared, **overrides})
 
 
 def read_fla_config(path: str | os.PathLike[str], **overrides: Any) -> MixerLMConfig:
     """The model of a config.json of fla."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    return config_from_fla(content, **overrides)
+    text = Path(path).read_text(encoding="utf-8")
+    return config_from_fla(json.loads(text, object_hook=special_floats), **overrides)
+
+
+def is_fla_config(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is fla's and of no class of transformers.
+
+    Both have a `mamba` and a `mamba2`; fla's name their norm's epsilon as all of fla's do.
+    """
+    name = config.get("model_type")
+    return name in RULES and (name not in CONFIG_MAPPING_NAMES or "norm_eps" in config)
+
+
+def read_fla_model(folder: str | os.PathLike[str], **overrides: Any) -> MixerForCausalLM:
+    """The model in a folder of fla, with its weights in their own dtypes, in eval mode.
+
+    Args:
+        folder: with fla's config.json and safetensors weights.
+        overrides: settings of `MixerLMConfig` that change no size.
+
+    Raises:
+        ValueError: a model, a setting or a tensor that we have no counterpart for.
+    """
+    folder = Path(folder)
+    config = read_fla_config(folder / "config.json", **overrides)
+    # The first weights are drawn and thrown away.
+    model = MixerForCausalLM.from_generator(config, torch.Generator().manual_seed(0))
+    tensors = tensors_from_fla(read_tensors(folder), list(model.state_dict()), config)
+    for name, tensor in model.state_dict().items():
+        if tensor.shape != tensors[name].shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(tensors[name].shape)} in the files of {folder} and "
+                f"{tuple(tensor.shape)} by its config.json. Correct config.json."
+            )
+    model.load_state_dict(tensors, assign=True)
+    model.tie_weights()
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
 
 
 def layers_from_fla(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -65,18 +113,18 @@ def layers_from_fla(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     name = str(config.get("model_type"))
     rule = find_rule(RULES, name, LIBRARY, ABSENT)
-    ignored = {*_HARMLESS, *_MODEL, *(_CHANNEL if name in _HAS_CHANNEL else ())}
+    check_value(LIBRARY, "attnres_block_size", config.get("attnres_block_size"), None)
+    ignored = {*_HARMLESS, *_MODEL, *(_CHANNEL if name in CHANNELS else ())}
     own = {key: value for key, value in config.items() if key not in ignored}
     # What a rule derives, it may derive from the model's width, too.
     width = int(config.get("hidden_size", 2048))
     token = rule.apply({**DEFAULTS[name], **own, "_width": width}, f"{LIBRARY}'s {name}")
-    channel = _HAS_CHANNEL[name](config, width) if name in _HAS_CHANNEL else None
+    channel = CHANNELS[name](config, width) if name in CHANNELS else None
     layers = []
-    attention = config.get("attn") or {}
+    attention = _attention_layers(config.get("attn"), width)
     depth = config.get("num_hidden_layers", 48 if name in ("mamba", "mamba2") else 24)
     for index in range(int(depth)):
-        attends = index in attention.get("layers", ())
-        layers.append(_attention_layer(attention, width) if attends else dict(token))
+        layers.append(attention.get(index) or dict(token))
         if channel is not None:
             layers.append(dict(channel))
     return layers
@@ -86,242 +134,16 @@ def _default(config: Mapping[str, Any], key: str, otherwise: Any) -> Any:
     return DEFAULTS.get(str(config.get("model_type")), {}).get(key, otherwise)
 
 
+def _attention_layers(sections: Any, width: int) -> dict[int, dict[str, Any]]:
+    """Index of a block -> its attention, by an `attn` section or a list of them."""
+    listed = [sections] if isinstance(sections, Mapping) else sections or []
+    return {
+        int(index): _attention_layer(section, width)
+        for section in listed
+        for index in section.get("layers", ())
+    }
+
+
 def _attention_layer(settings: Settings, width: int) -> dict[str, Any]:
-    source = f"{LIBRARY}'s attn section"
-    return RULES["transformer"].apply(
-        {key: value for key, value in settings.items() if key != "layers"} | {"_width": width},
-        source,
-    )
-
-
-def _attention(settings: Settings) -> dict[str, Any]:
-    base = settings.get("rope_theta", 10000.0)
-    ours: dict[str, Any] = {"qkv_bias": bool(settings.get("qkv_bias", False)), "output_bias": False}
-    ours |= {"rotary_fraction": 0.0} if base is None else {"rotary_base": float(base)}
-    if settings.get("window_size") is not None:
-        ours["window"] = int(settings["window_size"])
-    return ours
-
-
-def _gated_deltanet(settings: Settings) -> dict[str, Any]:
-    keys = settings["num_heads"] * settings["head_dim"] / settings["_width"]
-    return {"expand_key": keys, "expand_value": keys * settings["expand_v"]} | _conv(settings)
-
-
-def _conv(settings: Settings) -> dict[str, Any]:
-    return {"conv_size": settings["conv_size"] if settings["use_short_conv"] else 0}
-
-
-def _swiglu(settings: Settings, width: int) -> dict[str, Any]:
-    check_value(LIBRARY, "hidden_act", settings.get("hidden_act", "swish"), ("swish", "silu"))
-    inner = settings.get("intermediate_size")
-    if inner is None:
-        ratio = settings.get("hidden_ratio")
-        ratio = _RATIOS.get(str(settings["model_type"]), 4) if ratio is None else ratio
-        inner = 256 * -(-int(width * ratio * 2 / 3) // 256)
-    return {"mixer": "swiglu", "inner_width": int(inner)}
-
-
-def _rwkv6(settings: Settings) -> dict[str, Any]:
-    return {"head_size": settings["_width"] // settings["num_heads"]}
-
-
-def _rwkv6_channel(settings: Settings, width: int) -> dict[str, Any]:
-    check_value(LIBRARY, "hidden_act", settings.get("hidden_act", "sqrelu"), "sqrelu")
-    inner = settings.get("intermediate_size")
-    if inner is None:
-        ratio = settings.get("hidden_ratio")
-        inner = 32 * -(-int(width * (3.5 if ratio is None else ratio)) // 32)
-    return {"mixer": "rwkv6-channel", "expand": inner / width}
-
-
-def _mamba(settings: Settings) -> dict[str, Any]:
-    inner = settings["expand"] * settings["_width"]
-    given = settings.get("intermediate_size", inner)
-    check_value(LIBRARY, "intermediate_size", given, inner)
-    rank = settings["dt_rank"]
-    return {"dt_rank": None if rank == "auto" else rank}
-
-
-def _mamba2(settings: Settings) -> dict[str, Any]:
-    heads = settings["expand"] * settings["_width"] // settings["head_dim"]
-    check_value(LIBRARY, "num_heads", settings.get("num_heads", heads), heads)
-    return {}
-
-
-_RATIOS = {"retnet": 2}
-"""hidden_ratio where a configuration does not say; elsewhere 4."""
-_HAS_CHANNEL: dict[str, Callable[[Settings, int], dict[str, Any]]] = {
-    **dict.fromkeys(
-        ("transformer", "linear_attn", "gla", "retnet", "delta_net", "gated_deltanet"), _swiglu
-    ),
-    "rwkv6": _rwkv6_channel,
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "transformer": {"num_heads": 32, "norm_eps": 1e-6},
-    "linear_attn": {"num_heads": 4, "feature_map": "elementwise_product"},
-    "gla": {"num_heads": 4, "expand_k": 0.5, "expand_v": 1.0, "norm_eps": 1e-6},
-    "retnet": {"num_heads": 8, "expand_v": 2.0, "norm_eps": 1e-6},
-    "delta_net": {"num_heads": 16, "use_short_conv": True, "conv_size": 4, "norm_eps": 1e-6},
-    "gated_deltanet": {
-        "num_heads": 6, "head_dim": 256, "expand_v": 2.0, "use_short_conv": True, "conv_size": 4,
-        "norm_eps": 1e-6,
-    },
-    "rwkv6": {"num_heads": 4, "expand_k": 0.5},
-    "mamba": {"state_size": 16, "conv_kernel": 4, "expand": 2, "dt_rank": "auto",
-              "norm_eps": 1e-5},
-    "mamba2": {"state_size": 128, "conv_kernel": 4, "expand": 2, "head_dim": 64, "n_groups": 1,
-               "norm_eps": 1e-5},
-}  # fmt: skip
-"""What fla takes where a configuration does not say and ours is another."""
-_FEATURE_MAPS = {"elementwise_product": "quadratic", "elu": "elu", "relu": "relu",
-                 "hedgehog": "hedgehog"}  # fmt: skip
-# Common to both Mambas: maps without bias, a convolution with one, first steps as published.
-_SSM_FIELDS = {"state_size": "d_state", "conv_kernel": "conv_size", "expand": "expand"}
-_SSM_ONLY = {
-    "use_bias": False, "use_conv_bias": True, "hidden_act": ("silu", "swish"), "dt_min": 0.001,
-    "dt_max": 0.1, "dt_init_floor": ANY,
-}  # fmt: skip
-RULES: dict[str, Rule] = {
-    "transformer": Rule(
-        mixer="mh-attention",
-        fields={"num_heads": "n_heads", "num_kv_heads": "n_kv_heads"},
-        derive=_attention,
-        reads=("qkv_bias", "rope_theta", "window_size"),
-        only={"qk_norm": False, "norm_eps": ANY, "_width": ANY},
-    ),
-    "linear_attn": Rule(
-        mixer="mh-linear-attention",
-        fields={"num_heads": "n_heads"},
-        derive=lambda settings: {
-            "feature_map": _FEATURE_MAPS[settings["feature_map"]],
-            "normalize": "rms",
-        },
-        reads=("feature_map",),
-        only={
-            "feature_map": tuple(_FEATURE_MAPS),
-            "expand_k": 1,
-            "expand_v": 1,
-            "num_kv_heads": None,
-            "tie_feature_map_qk": False,
-            "norm_q": False,
-            "norm_k": False,
-            "norm_feature_map": False,
-            "_width": ANY,
-        },
-    ),
-    "gla": Rule(
-        mixer="mh-gated-linear-attention",
-        fields={
-            "num_heads": "n_heads",
-            "expand_k": "expand_key",
-            "expand_v": "expand_value",
-            "use_output_gate": "use_gate",
-            "norm_eps": "norm_eps",
-        },
-        only={
-            "num_kv_heads": None,
-            "feature_map": None,
-            "use_short_conv": False,
-            "conv_size": ANY,
-            "clamp_min": None,
-            "use_gk": True,
-            "use_gv": False,
-            "_width": ANY,
-        },
-    ),
-    "retnet": Rule(
-        mixer="retention",
-        fields={
-            "num_heads": "n_heads",
-            "expand_v": "expand_value",
-            "use_output_gate": "use_gate",
-            "norm_eps": "norm_eps",
-        },
-        derive=lambda settings: {"output_norm": "rms"},
-        only={
-            "expand_k": 1,
-            "num_kv_heads": None,
-            "feature_map": None,
-            "use_short_conv": False,
-            "conv_size": ANY,
-            "_width": ANY,
-        },
-    ),
-    "delta_net": Rule(
-        mixer="deltanet",
-        fields={
-            "num_heads": "n_heads",
-            "expand_k": "expand_key",
-            "expand_v": "expand_value",
-            "use_gate": "use_gate",
-            "use_beta": "use_beta",
-            "allow_neg_eigval": "allow_neg_eigval",
-            "qk_norm": "qk_norm",
-            "qk_activation": "qk_activation",
-            "norm_eps": "norm_eps",
-        },
-        derive=_conv,
-        reads=("use_short_conv", "conv_size"),
-        only={"use_output_norm": True, "_width": ANY},
-    ),
-    "gated_deltanet": Rule(
-        mixer="gated-deltanet",
-        fields={
-            "num_heads": "n_heads",
-            "use_gate": "use_gate",
-            "allow_neg_eigval": "allow_neg_eigval",
-            "norm_eps": "norm_eps",
-        },
-        derive=_gated_deltanet,
-        reads=("head_dim", "expand_v", "use_short_conv", "conv_size", "_width"),
-        only={"num_v_heads": None, "output_gate_activation": "swish"},
-    ),
-    "rwkv6": Rule(
-        mixer="rwkv6",
-        fields={"proj_low_rank_dim": "blend_rank", "gate_low_rank_dim": "decay_rank"},
-        derive=_rwkv6,
-        reads=("num_heads", "_width"),
-        only={"expand_k": 1, "expand_v": 1, "norm_first": ANY, "norm_bias": ANY},
-    ),
-    "mamba": Rule(
-        mixer="mamba",
-        fields=_SSM_FIELDS,
-        derive=_mamba,
-        reads=("dt_rank", "intermediate_size", "_width"),
-        only={**_SSM_ONLY, "dt_scale": 1, "dt_init_scheme": "random", "norm_eps": ANY},
-    ),
-    "mamba2": Rule(
-        mixer="mamba2",
-        fields={
-            **_SSM_FIELDS,
-            "head_dim": "head_dim",
-            "n_groups": "n_groups",
-            "norm_eps": "norm_eps",
-        },
-        derive=_mamba2,
-        reads=("num_heads", "_width"),
-        only={
-            **_SSM_ONLY,
-            "rmsnorm": True,
-            "norm_before_gate": False,
-            "D_has_hdim": False,
-            "dt_limit": ([0.0, math.inf], (0.0, math.inf)),
-            "A_init_range": ([1, 16], (1, 16)),
-            "conv_init": None,
-        },
-    ),
-}
-ABSENT = {
-    "rwkv7": "its layers also read the first layer's values; the preset RWKV7 has layers without",
-    "gated_deltaproduct": "gated_deltanet comes closest",
-    "kda": "gated_deltanet comes closest",
-    "hgrn": "gla comes closest",
-    "hgrn2": "gla comes closest",
-    "gsa": "gla comes closest",
-    "abc": "gla comes closest",
-    "lightnet": "gla comes closest",
-    "samba": "write its layers as mamba, swiglu, mh-sliding-attention, swiglu",
-    "nsa": "transformer with window_size comes closest",
-    "bitnet": "its weights are ternary; transformer comes closest",
-}
+    own = {key: value for key, value in settings.items() if key != "layers"}
+    return RULES["transformer"].apply({**own, "_width": width}, f"{LIBRARY}'s attn section")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -25,6 +25,7 @@ from manticore.models.families import (
     check_supported,
     unsupported_message,
 )
+from manticore.models.weight_files import WEIGHT_FILES, check_header, first_line, weight_shards
 
 # A config may name code to run: classes of its own, or an attention kernel on the hub.
 CODE_FIELDS = (
@@ -36,7 +37,6 @@ CODE_FIELDS = (
 )
 # Arguments of `from_pretrained` that say where files are; they hold for the config too.
 LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 def load_component(
@@ -77,7 +77,7 @@ def load_component(
         )
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"The weights of {name!r} do not load: {_first_line(error)}. The files are damaged or "
+            f"The weights of {name!r} do not load: {first_line(error)}. The files are damaged or "
             "do not belong to its config.json. Fetch or save the checkpoint again."
         ) from error
     _check_complete(name, info)
@@ -97,7 +97,7 @@ def load_config(path_or_name: str | os.PathLike[str], **kwargs: Any) -> PreTrain
     except Exception as error:  # the validators of configs raise classes of their own
         raise ValueError(
             f"The config.json of {name!r} is not a valid {model_type} config: "
-            f"{_first_line(error)}. Correct that field or fetch the file again."
+            f"{first_line(error)}. Correct that field or fetch the file again."
         ) from error
     check_supported(config)
     return config
@@ -152,7 +152,7 @@ def _read_config(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
         fields = json.loads(path.read_text(encoding="utf-8"), object_hook=special_floats)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} is not valid JSON ({_first_line(error)}). Fetch or save the checkpoint again."
+            f"{path} is not valid JSON ({first_line(error)}). Fetch or save the checkpoint again."
         ) from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a {type(fields).__name__}; a config is a JSON object.")
@@ -180,8 +180,8 @@ def _check_weights(name: str, kwargs: dict[str, Any]) -> None:
             f"The folder {name!r} holds an adapter beside the weights. Merge it first (peft: "
             "merge_and_unload(), then save_pretrained()) or remove adapter_config.json."
         )
-    for path in _weight_shards(found):
-        _check_header(path)
+    for path in weight_shards(found):
+        check_header(path)
 
 
 def _refuse_without_safetensors(name: str) -> None:
@@ -197,38 +197,6 @@ def _refuse_without_safetensors(name: str) -> None:
         "once with transformers: AutoModelForCausalLM.from_pretrained(name, "
         "use_safetensors=False).save_pretrained(folder), and give that folder."
     )
-
-
-def _weight_shards(found: Path) -> list[Path]:
-    if found.suffix != ".json":
-        return [found]
-    try:
-        files = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
-        if any(Path(file).name != file for file in files):
-            raise KeyError("a shard lies outside the folder")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{found} is not a valid index of shards. Fetch or save the checkpoint again."
-        ) from error
-    missing = sorted(file for file in files if not (found.parent / file).exists())
-    if missing:
-        raise ValueError(
-            f"{found} names {len(missing)} files that are not there (first: {missing[0]}). "
-            "Fetch or save the checkpoint again."
-        )
-    return [found.parent / file for file in sorted(files)]
-
-
-def _check_header(path: Path) -> None:
-    # The header says how long the file must be, so this finds a cut-off download at once.
-    try:
-        with safe_open(path, framework="pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is corrupt ({_first_line(error)}; {path.stat().st_size} bytes). "
-            "Fetch or save the checkpoint again."
-        ) from error
 
 
 def _find(name: str, file: str, kwargs: dict[str, Any]) -> Path | None:
@@ -247,7 +215,7 @@ def _find(name: str, file: str, kwargs: dict[str, Any]) -> Path | None:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name!r} is neither a folder here nor a model that the hub gives: "
-            f"{_first_line(error)}. Check the spelling, the network and your access."
+            f"{first_line(error)}. Check the spelling, the network and your access."
         ) from error
     return None if found is None else Path(found)
 
@@ -263,8 +231,3 @@ def _looks_like_path(name: str) -> bool:
         or os.path.exists(name)
         or not name
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

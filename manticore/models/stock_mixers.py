@@ -81,7 +81,7 @@ def _differences(config: MixerLMConfig) -> Iterator[str]:
             yield f"layer {index} is {name} and layer 0 is {names[0]}, and neither class mixes them"
     if any(name not in _NAMES for name in names):
         return
-    specs = [_plain(spec) for spec in config.specs()]
+    specs = [plain_spec(spec) for spec in config.specs()]
     for index, spec in enumerate(specs):
         if spec != specs[0]:
             yield f"the settings of layer {index} are not those of layer 0"
@@ -95,7 +95,8 @@ def _differences(config: MixerLMConfig) -> Iterator[str]:
         yield f"norm_eps is {specs[0].norm_eps:g} in Mamba-2 and {config.norm_eps:g} around it"
 
 
-def _plain(spec: MixerSpec) -> MixerSpec:
+def plain_spec(spec: MixerSpec) -> MixerSpec:
+    """The specification without what changes no output of a trained model."""
     known = {field.name for field in dataclasses.fields(spec)}
     changes: dict[str, Any] = {key: value for key, value in _NO_MATTER.items() if key in known}
     return dataclasses.replace(spec, **changes)
