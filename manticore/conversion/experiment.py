@@ -20,7 +20,7 @@ from manticore.conversion.student import Student, train_student, trained_student
 from manticore.conversion.teacher import prepared, teacher_tokenizer
 from manticore.evaluation.language import losses_by_kind
 from manticore.evaluation.recall import recall_probes
-from manticore.hybrids.outcome import sample
+from manticore.evaluation.samples import sample
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
 from manticore.training import Trial, run_trials

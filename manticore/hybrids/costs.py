@@ -1,22 +1,29 @@
 """What a hybrid costs: parameters, FLOPs per token and cache bytes, by part and by mixture.
 
-A branch of exactly zero weight does not run, and neither do the maps and heads that only it would
-read. Conventions are those of `manticore.models.costs`; scaling by a mixture weight is not
-counted, as no elementwise work is. A new token with a cache that sees T tokens costs what
-`hybrid_cost(..., seq_len=T).forward` says.
+Only what runs is counted (`active_parts`). Conventions are those of `manticore.models.costs`;
+scaling by a mixture weight is not counted, as no elementwise work is. A new token with a cache
+that sees T tokens costs what `hybrid_cost(..., seq_len=T).forward` says.
 
-Legend: K components of width d_k, B blocks, D = max d_k.
+Legend: K components.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
+from manticore.hybrids.active_parts import (
+    Active,
+    Row,
+    Rows,
+    active_ranges,
+    all_maps,
+    find_active,
+    router_shape,
+    used_maps,
+)
 from manticore.hybrids.configuration_manticore import ManticoreConfig, is_tied
-from manticore.hybrids.mixture import checked_rows
 from manticore.models.costs import (
     CacheBytes,
     Cost,
@@ -29,9 +36,6 @@ from manticore.models.costs import (
 
 if TYPE_CHECKING:
     from manticore.hybrids.modeling_base import ManticorePreTrainedModel
-
-Rows = Tensor | Sequence[Sequence[float]] | None
-Row = Tensor | Sequence[float] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +87,6 @@ class HybridCost:
         return self.components + self.projectors + self.heads + self.router
 
 
-@dataclass(frozen=True)
-class Active:
-    """Which components run where, and nothing else about a mixture."""
-
-    blocks: list[list[int]]
-    """For each block."""
-    embed: list[int]
-    heads: list[int]
-
-
 def hybrid_cost(
     config: ManticoreConfig,
     mixture: Rows = None,
@@ -113,7 +107,9 @@ def hybrid_cost(
     maps = _sum(_map_cost(source, target) for source, target in used_maps(config, active))
     router = router_shape(config)
     return HybridCost(
-        components=_sum(_component(config, k, active, seq_len) for k in _all(config)),
+        components=_sum(
+            _component(config, k, active, seq_len) for k in range(config.num_components)
+        ),
         projectors=maps,
         heads=_sum(_head(config, k) for k in active.heads),
         router=_map_cost(*router) if router and len(active.heads) > 1 else Cost(),
@@ -136,7 +132,7 @@ def hybrid_cache_bytes(
     """Cache of one sequence after `length` tokens; branches of zero weight hold nothing."""
     active = find_active(config, mixture, None, None)
     total = CacheBytes()
-    for k, lo, hi, _ in _active_ranges(config, active):
+    for k, lo, hi, _ in active_ranges(config, active):
         total += cache_bytes(config.components[k], length, dtype, lo=lo, hi=hi)
     return total
 
@@ -145,45 +141,6 @@ def cache_bytes_of(hybrid: "ManticorePreTrainedModel", length: int) -> CacheByte
     """Cache of one sequence at the hybrid's present mixture and dtype."""
     rows = _present_rows(hybrid)["mixture"]
     return hybrid_cache_bytes(hybrid.config, length, rows, dtype=hybrid.dtype)
-
-
-def find_active(config: ManticoreConfig, mixture: Rows, embed: Row, head: Row) -> Active:
-    """Components with weight in each block, at the embeddings and at the heads."""
-    shape = (config.num_blocks, config.num_components)
-    if mixture is None:
-        blocks = [list(_all(config)) for _ in range(config.num_blocks)]
-    else:
-        blocks = [_nonzero(row) for row in checked_rows(mixture, shape, "mixture")]
-    tied_block = config.num_blocks - 1 if config.mixing == "streams" else 0
-    own = {"embed": embed, "head": head}
-    own_rows = {
-        name: None if row is None else _nonzero(checked_rows(row, shape[1:], name))
-        for name, row in own.items()
-    }
-    return Active(
-        blocks=blocks,
-        embed=own_rows["embed"] or blocks[0],
-        heads=own_rows["head"] or blocks[tied_block],
-    )
-
-
-def used_maps(config: ManticoreConfig, active: Active) -> Iterator[tuple[int, int]]:
-    """(inputs, outputs) of every translator or projector that is applied."""
-    if config.mixing == "streams":
-        yield from _used_translators(config, active)
-        return
-    for block in active.blocks:
-        if len(block) > 1:  # alone, the gate is 1 and the projectors have no part
-            for k in block:
-                yield config.hidden_size, config.widths[k]
-                yield config.widths[k], config.hidden_size
-
-
-def router_shape(config: ManticoreConfig) -> tuple[int, int] | None:
-    """(inputs, outputs) of the router, None without one."""
-    if config.mixing != "streams" or not config.router or config.num_components == 1:
-        return None
-    return sum(config.widths), config.num_components
 
 
 def stored_parameters(config: ManticoreConfig) -> dict[str, int]:
@@ -197,41 +154,17 @@ def stored_parameters(config: ManticoreConfig) -> dict[str, int]:
             (_embedding(config, k) + layer_cost(c, 0, c.num_hidden_layers, 1)).parameters
             for k, c in enumerate(config.components)
         ),
-        "projectors": sum(_map_cost(*shape).parameters for shape in _all_maps(config)),
-        "heads": sum(_head(config, k).parameters for k in _all(config)),
+        "projectors": sum(_map_cost(*shape).parameters for shape in all_maps(config)),
+        "heads": sum(_head(config, k).parameters for k in range(config.num_components)),
         "router": _map_cost(*router).parameters if router else 0,
         "mixture": (config.num_blocks + own_rows) * config.num_components + loyalties,
     }
 
 
-def _used_translators(config: ManticoreConfig, active: Active) -> Iterator[tuple[int, int]]:
-    readers = [*active.blocks, active.heads]
-    sources = [active.embed, *active.blocks]
-    for loyalty, read, targets in zip(config.loyalty_values(), sources, readers, strict=True):
-        for target in targets:
-            keeps_to_itself = loyalty == float("inf") and target in read
-            for source in read:
-                if source != target and not keeps_to_itself:
-                    yield config.widths[source], config.widths[target]
-
-
-def _all_maps(config: ManticoreConfig) -> Iterator[tuple[int, int]]:
-    if config.mixing == "shared":
-        # A component alone has none.
-        widths = config.widths if config.num_components > 1 else []
-        pairs = [(config.hidden_size, width) for width in widths]
-        for _ in range(config.num_blocks):
-            yield from [*pairs, *[(out, into) for into, out in pairs]]
-        return
-    for _ in range(config.num_blocks + 1):
-        for j, source in enumerate(config.widths):
-            yield from [(source, target) for k, target in enumerate(config.widths) if k != j]
-
-
 def _component(config: ManticoreConfig, k: int, active: Active, seq_len: int) -> Cost:
     component = config.components[k]
     cost = Cost()
-    for owner, lo, hi, ends in _active_ranges(config, active):
+    for owner, lo, hi, ends in active_ranges(config, active):
         if owner == k:
             cost += layer_cost(component, lo, hi, seq_len, final_norm=ends)
     return cost + _read_tables(config, k, active)
@@ -248,15 +181,6 @@ def _read_tables(config: ManticoreConfig, k: int, active: Active) -> Cost:
     if config.mixing == "shared":  # positions enter at the first block that the component runs
         enters = any(k in block for block in active.blocks)
     return Cost(embedding_parameters=reads_tokens * tokens + enters * positions)
-
-
-def _active_ranges(config: ManticoreConfig, active: Active) -> Iterator[tuple[int, int, int, bool]]:
-    """(component, first layer, last + 1, ends with the final norm) of everything that runs."""
-    for block, members in enumerate(active.blocks):
-        for k in members:
-            lo, hi = config.partition[k][block]
-            if lo < hi:
-                yield k, lo, hi, block == config.num_blocks - 1
 
 
 def _embedding(config: ManticoreConfig, k: int) -> Cost:
@@ -283,14 +207,6 @@ def _present_rows(hybrid: "ManticorePreTrainedModel") -> dict[str, Any]:
         "embed": None if rows.embed is None else rows.log_embed_row().exp().detach(),
         "head": None if rows.head is None else rows.log_head_row(0).exp().detach(),
     }
-
-
-def _nonzero(row: Tensor) -> list[int]:
-    return [k for k, weight in enumerate(row.tolist()) if weight != 0]
-
-
-def _all(config: ManticoreConfig) -> range:
-    return range(config.num_components)
 
 
 def _sum(costs: Iterator[Cost]) -> Cost:
