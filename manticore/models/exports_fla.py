@@ -15,6 +15,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from manticore.mixers.attention import AttentionSpec
+from manticore.mixers.feature_maps import num_features
 from manticore.mixers.interface import MixerSpec
 from manticore.mixers.swiglu import SwiGLUSpec
 from manticore.models.configuration_mixer_lm import MixerLMConfig
@@ -163,7 +164,7 @@ def _linear(spec: Any) -> Keys:
         )
     return {
         "feature_map": maps[spec.feature_map],
-        "norm_eps": spec.norm_eps / spec.head_size,
+        "norm_eps": spec.norm_eps / num_features(spec.feature_map, spec.head_size),
     }
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from manticore.mixers.feature_maps import MapName, num_features
 from manticore.models.foreign_layers import ANY, Rule, Settings, check_value
 
 LIBRARY = "flash-linear-attention"
@@ -33,15 +34,15 @@ def _conv(settings: Settings) -> dict[str, Any]:
 
 
 def _linear_attn(settings: Settings) -> dict[str, Any]:
-    # Their sums are divided by the root of the head's width and ours are not; behind the norm
-    # that is a larger epsilon.
-    head_size = settings["_width"] // settings["num_heads"]
     name = settings["feature_map"]
     check_value(LIBRARY, "feature_map", name, tuple(FEATURE_MAPS))
+    # Their sums are divided by the root of the number of features and ours are not; behind the
+    # norm that is a larger epsilon.
+    features = num_features(FEATURE_MAPS[name], settings["_width"] // settings["num_heads"])
     return {
         "feature_map": FEATURE_MAPS[name],
         "normalize": "rms",
-        "norm_eps": settings["norm_eps"] * head_size,
+        "norm_eps": settings["norm_eps"] * features,
     }
 
 
@@ -109,8 +110,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
                "norm_eps": 1e-5},
 }  # fmt: skip
 """What fla takes where a configuration does not say and ours is another."""
-FEATURE_MAPS = {"elementwise_product": "quadratic", "elu": "elu", "relu": "relu",
-                 "hedgehog": "hedgehog"}  # fmt: skip
+FEATURE_MAPS: dict[str, MapName] = {
+    "elementwise_product": "quadratic",
+    "elu": "elu",
+    "relu": "relu",
+    "hedgehog": "hedgehog",
+}
+"""Their feature maps -> ours."""
 # Common to both Mambas: maps without bias, a convolution with one, first steps as published.
 _SSM_FIELDS = {"state_size": "d_state", "conv_kernel": "conv_size", "expand": "expand"}
 _SSM_ONLY = {

@@ -37,7 +37,7 @@ TOKEN = {
         "feature_map": "quadratic",
     },
     "linear_attn, hedgehog": {
-        "mixer": "linear-attention", "n_heads": 2, "normalize": "rms", "norm_eps": 16 * EPS,
+        "mixer": "linear-attention", "n_heads": 2, "normalize": "rms", "norm_eps": 32 * EPS,
         "feature_map": "hedgehog",
     },
     "transformer": {**ATTENTION, "n_kv_heads": 2, "window": 5, "qkv_bias": True},
