@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig
 
 from manticore.conversion.block_spec import BlockSpec
-from manticore.conversion.mixer_choice import Layer, as_layer, layer_spec
+from manticore.conversion.mixer_choice import Layer, as_layer, layer_block, layer_spec
 from manticore.mixers.interface import MixerSpec
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ class ConvertedConfig(PreTrainedConfig):
         block: the fields of a `BlockSpec`, read from the source.
         layers: one mixer for each layer: a name, or {"mixer": name, ...its settings}.
         source: the source's `model_type`, for readers.
+        max_position_embeddings: positions that the source was made for; with a learned table, its
+            rows. Without one it limits nothing, and an export carries it on.
         initializer_range: standard deviation of the first weights of a table that is not copied.
     """
 
@@ -34,6 +36,7 @@ class ConvertedConfig(PreTrainedConfig):
         block: dict[str, Any] | None = None,
         layers: Sequence[Layer] = (),
         source: str | None = None,
+        max_position_embeddings: int | None = None,
         initializer_range: float = 0.02,
         use_cache: bool = True,
         **kwargs: Any,
@@ -47,14 +50,14 @@ class ConvertedConfig(PreTrainedConfig):
         self.num_hidden_layers = spec.n_layers
         self.vocab_size = kwargs.pop("vocab_size", spec.vocab_size)
         self.num_attention_heads = spec.n_heads
-        self.max_position_embeddings = spec.learned_positions
+        self.max_position_embeddings = spec.learned_positions or max_position_embeddings
         self.positions = "none" if spec.learned_positions is None else "learned"
         self.head_bias = spec.head_bias
         self.initializer_range = initializer_range
         self.use_cache = use_cache
         for name in (
-            "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
-            "positions", "head_bias", "tie_word_embeddings",
+            "hidden_size", "num_hidden_layers", "num_attention_heads", "positions", "head_bias",
+            "tie_word_embeddings",
         ):  # fmt: skip
             kwargs.pop(name, None)
         super().__init__(tie_word_embeddings=spec.tied, **kwargs)
@@ -64,6 +67,7 @@ class ConvertedConfig(PreTrainedConfig):
                 "Give one for each."
             )
         self.specs()
+        self.layer_blocks()
         # Whoever holds a config may hand it to an Auto class next, so that has to know the models.
         from manticore.conversion.registration import load_models
 
@@ -82,6 +86,11 @@ class ConvertedConfig(PreTrainedConfig):
         """
         block = self.block_spec
         return [layer_spec(layer, block, index) for index, layer in enumerate(self.layers)]
+
+    def layer_blocks(self) -> list[BlockSpec]:
+        """The block around every layer's mixer: the source's, but for a topology of its own."""
+        block = self.block_spec
+        return [layer_block(layer, block) for layer in self.layers]
 
     def layer_shapes(self) -> list[ConvertedShape]:
         """The sizes in every layer, for `manticore.models.costs`."""

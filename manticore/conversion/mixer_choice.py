@@ -1,7 +1,9 @@
 """Which mixers a converted layer can have, and the specification behind a name.
 
 Mixers in the table below keep the source's projections and change the sum between them. Any other
-token mixer of `manticore.mixers` is taken as it is, with its own projections.
+token mixer of `manticore.mixers` is taken as it is, with its own projections, and so is one of
+the table where a layer says {"projections": "own"}: gated DeltaNet as published, for example, with
+its short convolution. {"topology": ...} gives a layer residual lines that are not the source's.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import difflib
 import importlib
 from typing import Any
 
-from manticore.conversion.block_spec import BlockSpec
+from manticore.conversion.block_spec import TOPOLOGIES, BlockSpec
 from manticore.conversion.heads import HeadsSpec
 from manticore.mixers.interface import MixerSpec
 from manticore.mixers.table import TABLE, mixer_spec
@@ -32,6 +34,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
 
 # What a layer may say about its heads; the rest of the geometry is always the source's.
 _GEOMETRY = ("n_heads", "n_kv_heads", "head_dim")
+_PROJECTIONS = ("source", "own")
 _FROM_SOURCE = {
     "d_model", "qkv_bias", "output_bias", "qk_norm", "qk_norm_eps", "frequencies", "amplitude",
     "scale",
@@ -63,7 +66,9 @@ def layer_spec(layer: Layer, block: BlockSpec, index: int) -> MixerSpec:
     """
     settings = as_layer(layer)
     name = settings.pop("mixer")
-    if name in HEADS:
+    for place in ("projections", "topology"):  # of the layer, not of its mixer
+        settings.pop(place, None)
+    if keeps_projections(layer):
         return _heads_spec(name, settings, block, index)
     if name not in TABLE or not _is_token_mixer(name):
         close = difflib.get_close_matches(name, known_mixers(), n=1)
@@ -76,7 +81,28 @@ def layer_spec(layer: Layer, block: BlockSpec, index: int) -> MixerSpec:
 
 def keeps_projections(layer: Layer) -> bool:
     """Whether the mixer keeps the source's projections, if its geometry is the source's."""
-    return as_layer(layer)["mixer"] in HEADS
+    settings = as_layer(layer)
+    wanted = settings.get("projections", "source")
+    if wanted not in _PROJECTIONS:
+        raise ValueError(
+            f"projections={wanted!r} of mixer {settings['mixer']!r} must be 'source' (keep the "
+            "source's) or 'own' (the mixer as published)."
+        )
+    return settings["mixer"] in HEADS and wanted == "source"
+
+
+def layer_block(layer: Layer, block: BlockSpec) -> BlockSpec:
+    """The block around a layer's mixer: the source's, but for a `topology` of its own."""
+    settings = as_layer(layer)
+    topology = settings.get("topology", block.topology)
+    if topology == block.topology:
+        return block
+    if topology not in TOPOLOGIES or block.shared_norm:
+        raise ValueError(
+            f"topology={topology!r} of layer {settings['mixer']!r}: a layer can be "
+            f"{', '.join(TOPOLOGIES)}, and where mixer and MLP share a norm it stays parallel."
+        )
+    return dataclasses.replace(block, topology=topology)
 
 
 def _heads_spec(name: str, settings: dict[str, Any], block: BlockSpec, index: int) -> HeadsSpec:

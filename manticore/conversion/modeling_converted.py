@@ -118,8 +118,10 @@ class ConvertedModel(ConvertedPreTrainedModel, MixerModel):
         if block.learned_positions is not None:
             self.positions = embedding(block.learned_positions, block.hidden_size, std, generator)
         self.layers = nn.ModuleList(
-            ConvertedLayer(block, spec, index, generator)
-            for index, spec in enumerate(config.specs())
+            ConvertedLayer(around, spec, index, generator)
+            for index, (around, spec) in enumerate(
+                zip(config.layer_blocks(), config.specs(), strict=True)
+            )
         )
         self.norm = new_norm(block)
         self.gradient_checkpointing = False

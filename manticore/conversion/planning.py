@@ -87,16 +87,17 @@ def make_plan(
     rows, assignments = [], []
     aliases = {"lm_head.weight"} if source.block.tied else set()
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    moved = _moved_norms(config)
     for name, shape in shapes.items():
         if name in aliases:
             note = "the same tensor as model.embed_tokens.weight"
             rows.append(TransferRow(how="tied", target=name, shape=shape, note=note))
             continue
-        row, value = _decide(name, shape, source, specs, parts)
+        row, value = _decide(name, shape, source, specs, parts, moved)
         rows.append(row)
         if value is not None:
             assignments.append(Assignment(name, value))
-    rows += _dropped(source, rows, parts)
+    rows += _dropped(source, rows, parts, moved)
     layers = tuple(layer["mixer"] for layer in config.layers)
     plan = TransferPlan(tuple(rows), source.model_type, layers)
     plan.check(shapes, source.names)
@@ -109,13 +110,14 @@ def _decide(
     source: Source,
     specs: Sequence[MixerSpec],
     parts: frozenset[str],
+    moved: frozenset[str],
 ) -> tuple[TransferRow, Tensor | None]:
     part, spec = part_of(name), _spec_of(name, specs)
     shared: dict[str, Any] = {"target": name, "shape": shape, "part": part}
     found = source.tensors.get(name)
     stays = bool(parts) and spec is not None and is_kept(spec, source)
     wanted = part in parts or (stays and part in ("output", "qkv"))
-    if found is None or not wanted:
+    if found is None or not wanted or name in moved:
         return TransferRow(how="initialised", note=first_weights(name, spec), **shared), None
     if tuple(found.value.shape) == shape:
         row = TransferRow(
@@ -189,7 +191,7 @@ def _check_qkv(source: Source, config: ConvertedConfig, spec: MixerSpec, index: 
 
 
 def _dropped(
-    source: Source, rows: Sequence[TransferRow], parts: frozenset[str]
+    source: Source, rows: Sequence[TransferRow], parts: frozenset[str], moved: frozenset[str]
 ) -> list[TransferRow]:
     used = {row.source for row in rows}
     reasons: dict[str, tuple[str, str]] = {}
@@ -198,6 +200,8 @@ def _dropped(
         asked = part_of(canonical) in parts
         if canonical not in shapes:
             reason = "the mixer has no such tensor"
+        elif canonical in moved:
+            reason = "its norm stands elsewhere in the target's residual lines"
         elif asked:
             reason = f"the target's has another shape, {shapes[canonical]}"
         else:
@@ -215,6 +219,18 @@ def _dropped(
         for name in source.names
         if name not in used
     ]
+
+
+def _moved_norms(config: ConvertedConfig) -> frozenset[str]:
+    """Norms of layers whose residual lines are not the source's: they norm something else."""
+    block = config.block_spec
+    return frozenset(
+        f"model.layers.{index}.{norm}_norm.{leaf}"
+        for index, around in enumerate(config.layer_blocks())
+        if around != block
+        for norm in ("mixer", "mlp")
+        for leaf in ("weight", "bias")
+    )
 
 
 def _spec_of(name: str, specs: Sequence[MixerSpec]) -> MixerSpec | None:

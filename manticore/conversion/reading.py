@@ -37,6 +37,8 @@ class Source:
     """Every tensor of the source and its size; each is read into at least one of `tensors`."""
     special_tokens: dict[str, int | list[int] | None]
     """Ids of the tokens that begin, end and pad a text."""
+    max_positions: int | None = None
+    """Positions that it was made for, as its config says."""
 
 
 def read_source(model: PreTrainedModel) -> Source:
@@ -70,7 +72,8 @@ def read_source(model: PreTrainedModel) -> Source:
         for name in ("bos_token_id", "eos_token_id", "pad_token_id")
     }
     names = {name: tensor.numel() for name, tensor in state.items()}
-    return Source(model.config.model_type, block, tensors, names, special)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    return Source(model.config.model_type, block, tensors, names, special, longest)
 
 
 def read_block(config: PreTrainedConfig) -> BlockSpec:

@@ -100,7 +100,11 @@ def converted_config(
         name: value for name, value in source.special_tokens.items() if value is not None
     }
     return ConvertedConfig(
-        block=source.block.to_dict(), layers=layers, source=source.model_type, **special
+        block=source.block.to_dict(),
+        layers=layers,
+        source=source.model_type,
+        max_position_embeddings=source.max_positions,
+        **special,
     )
 
 

@@ -177,3 +177,37 @@ def test_the_plan_needs_no_numbers():
     dry, _ = make_plan(read, empty_target(converted_config(read, "gated-deltanet")), "all")
     assert isinstance(dry, TransferPlan)
     assert dry == plan
+
+
+def test_norms_that_would_stand_elsewhere_are_not_copied():
+    """OLMo-2 norms what its mixers return; a layer with norms in front inherits none of them."""
+    mixer = {"mixer": "gated-deltanet", "projections": "own", "n_heads": 4}
+    source = tiny("olmo2")
+    target = [{**mixer, "topology": "sequential"}, mixer, "attention", "attention"]
+    _, plan = transfer(source, target)
+    how = {row.target: row.how for row in plan.rows if row.part == "norms" and row.target}
+    kinds = [
+        how[f"model.layers.{index}.{n}_norm.weight"] for index in (0, 1) for n in ("mixer", "mlp")
+    ]
+    assert kinds == ["initialised", "initialised", "copied", "copied"]
+    notes = {row.source: row.note for row in plan.rows if row.how == "dropped"}
+    assert "stands elsewhere" in notes["model.layers.0.post_attention_layernorm.weight"]
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "reason"),
+    [
+        ("llama", {"projections": "mine"}, "must be 'source'"),
+        ("llama", {"topology": "none"}, "can be parallel, sequential, post-norm"),
+        ("phi", {"topology": "sequential"}, "share a norm it stays parallel"),
+    ],
+)
+def test_settings_of_a_layer_are_checked(family, setting, reason):
+    with pytest.raises(ValueError, match=reason):
+        transfer(tiny(family), {"mixer": "gated-deltanet", **setting})
+
+
+def test_the_length_that_a_source_was_made_for_travels():
+    model, _ = transfer(tiny("llama", max_position_embeddings=77), "retention")
+    assert model.config.max_position_embeddings == 77
+    model(torch.arange(3, 33).repeat(1, 3))  # and limits nothing
