@@ -12,36 +12,38 @@ The newest folder whose hashes hold is the one that counts, `latest.json` is for
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import shutil
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from manticore.runs import atomic_folder, write_json
+from manticore.runs import write_json
+from manticore.training.checkpoint_folder import (
+    RECORD,
+    STATE,
+    WEIGHTS,
+    damage,
+    newest_checkpoint,
+    step_folders,
+    write_folder,
+)
 from manticore.training.tensors import (
     NamedTensors,
     module_tensors,
     optimizer_differences,
     optimizer_state,
     restore_optimizers,
-    storable,
     tensor_differences,
     tensor_hash,
     trained_identities,
 )
-
-WEIGHTS, STATE, RECORD = "weights.safetensors", "state.safetensors", "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ def save_checkpoint(
     }
     path = Path(folder) / f"step-{step:06d}"
     state = {f"optimizer/{name}": tensor for name, tensor in moments.items()} | streams
-    _write_folder(path, {WEIGHTS: found.stored, STATE: state}, record)
+    write_folder(path, {WEIGHTS: found.stored, STATE: state}, record)
     write_json(Path(folder) / "latest.json", {"step": step, "folder": path.name})
-    for old in _step_folders(Path(folder))[keep:]:
+    for old in step_folders(Path(folder))[keep:]:
         shutil.rmtree(old)
     return path
 
@@ -153,7 +155,7 @@ def save_weights(
     """Write the complete weights of modules, frozen ones included, as the folder ``path``."""
     found = module_tensors(modules)
     record = {"format": 1, "step": 0, "aliases": found.aliases, "frozen": {}, "optimizers": {}}
-    _write_folder(Path(path), {WEIGHTS: found.stored}, {**record, "extra": dict(extra or {})})
+    write_folder(Path(path), {WEIGHTS: found.stored}, {**record, "extra": dict(extra or {})})
     return Path(path)
 
 
@@ -168,77 +170,6 @@ def load_weights(path: str | Path, modules: Mapping[str, nn.Module]) -> dict[str
     _refuse(path, [*_alias_differences(found, record), *tensor_differences(found, weights)])
     _copy_into(found, weights)
     return record["extra"]
-
-
-def newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """Find the newest whole checkpoint and its record; warn about each damaged one."""
-    for path in _step_folders(Path(folder)):
-        problem = damage(path)
-        if not problem:
-            return path, json.loads((path / RECORD).read_text(encoding="utf-8"))
-        warnings.warn(
-            f"Checkpoint {path} is damaged ({problem}); going back to the one before it.",
-            stacklevel=2,
-        )
-    return None
-
-
-def damage(path: str | Path) -> str:
-    """Say what is wrong with a checkpoint folder; an empty string if it is whole."""
-    path = Path(path)
-    try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        sums, own = record["files"], record.pop("sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{RECORD} cannot be read: {type(error).__name__}"
-    if own != _record_hash(record):
-        return f"{RECORD} was altered"
-    for name, expected in sums.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if _file_hash(file) != expected:
-            return f"{name} was altered or cut short"
-    return ""
-
-
-def _write_folder(path: Path, files: Mapping[str, Mapping[str, Tensor]], record: dict) -> None:
-    ready = {name: storable(tensors) for name, tensors in files.items()}
-    size = sum(t.nbytes for tensors in ready.values() for t in tensors.values())
-
-    def write(target: Path) -> None:
-        sums = {}
-        for name, tensors in ready.items():
-            save_file(tensors, target / name)
-            sums[name] = _file_hash(target / name)
-        whole = {**record, "files": sums}
-        text = json.dumps({**whole, "sha256": _record_hash(whole)})
-        (target / RECORD).write_text(text, encoding="utf-8")
-
-    _write_or_explain(path, size, write)
-
-
-def _write_or_explain(path: Path, size: int, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if free < size + 1_000_000:
-        raise OSError(
-            errno.ENOSPC,
-            f"No space left for a checkpoint: {free / 1e6:.0f} MB are free, about "
-            f"{size / 1e6:.0f} MB are needed. Free some space and run the same command again; "
-            "it goes on from the checkpoint before this one",
-            str(path),
-        )
-    try:
-        with atomic_folder(path) as target:
-            write(target)
-    except SafetensorError as error:  # its message is all it has: no errno
-        raise OSError(
-            errno.EIO,
-            f"The checkpoint could not be written ({error}). Nothing half-written was left; "
-            "checkpoints before it are intact",
-            str(path),
-        ) from error
 
 
 def _copy_into(found: NamedTensors, weights: Mapping[str, Tensor]) -> None:
@@ -273,17 +204,3 @@ def _refuse(path: Path, differences: list[str]) -> None:
             f"The checkpoint {path} belongs to another model or run:\n  {shown}{more}\n"
             "Build the same model as before, or start in an empty folder."
         )
-
-
-def _step_folders(folder: Path) -> list[Path]:
-    found = [p for p in folder.glob("step-*") if p.name[5:].isdigit() and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
-
-
-def _record_hash(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

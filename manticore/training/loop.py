@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +27,7 @@ from manticore.training.stepping import LogFunction, run_loop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+from manticore.training.flags import modes_kept, only_trained
 
 __all__ = [
     "Director",
@@ -102,7 +102,7 @@ def train(
     accelerator, device = _accelerator(config)
     if not getattr(model, "hf_device_map", None):
         model.to(device)
-    with _only_trained(model, groups), _modes_kept(model):
+    with only_trained(model, groups), modes_kept(model):
         optimizer = build_adamw(
             groups,
             lr=config.lr,
@@ -185,35 +185,10 @@ def _check_owned(model: nn.Module, groups: Mapping[str, ParameterGroup]) -> None
             )
 
 
-@contextmanager
-def _only_trained(model: nn.Module, groups: Mapping[str, ParameterGroup]) -> Iterator[None]:
-    """Freeze what is not trained, so that it costs no gradient and no place in checkpoints."""
-    trained = {id(p) for group in groups.values() for p in group.parameters}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
-    for parameter in others:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in others:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Put every submodule's train or eval mode back at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _evaluate(
     model: nn.Module, eval_fn: EvalFunction, director: Director | None
 ) -> Mapping[str, Any]:
-    with _modes_kept(model), torch.no_grad():
+    with modes_kept(model), torch.no_grad():
         model.eval()
         found = eval_fn(model)
     values = found if isinstance(found, Mapping) else {"loss": float(found)}

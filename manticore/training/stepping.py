@@ -19,15 +19,11 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from manticore.runs import write_json
-from manticore.training.checkpoints import (
-    load_weights,
-    newest_checkpoint,
-    restore_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
+from manticore.training.checkpoint_folder import newest_checkpoint
+from manticore.training.checkpoints import save_checkpoint, save_weights
 from manticore.training.interrupts import StopRequests
 from manticore.training.randomness import step_randomness
+from manticore.training.resuming import check_settings, read_finished, restore_state
 from manticore.training.state import LoopResult, LoopState, NonFiniteLossError
 
 StepFunction = Callable[[int], Mapping[str, Any]]
@@ -84,7 +80,7 @@ def run_loop(
     _check_numbers(steps, checkpoint_every, log_every, eval_every)
     home = None if folder is None else Path(folder)
     agreed = json.loads(json.dumps({**(settings or {}), "steps": steps}))
-    finished = _finished(home, state, agreed)
+    finished = read_finished(home, state, agreed)
     if finished is not None:
         return finished
     loop = _Loop(step_fn, steps, state, home, name, seed, log, processes, agreed)
@@ -194,8 +190,8 @@ class _Loop:
             return
         newest = newest_checkpoint(self.home)
         if newest is not None:
-            _check_settings(self.home, newest[1]["extra"]["settings"], self.settings)
-            _restore(*newest, self.state)
+            check_settings(self.home, newest[1]["extra"]["settings"], self.settings)
+            restore_state(*newest, self.state)
             self.done = LoopResult(**newest[1]["extra"]["loop"])
         if self.processes is not None:
             # The first checkpoint written removes an old one: all must have read theirs.
@@ -229,47 +225,6 @@ class _Loop:
             speed = self.done.tokens / max(self.done.seconds, 1e-9)
             bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {speed:,.0f} tokens/s", refresh=False)
             bar.update(1)
-
-
-def _finished(
-    home: Path | None, state: LoopState, settings: Mapping[str, Any]
-) -> LoopResult | None:
-    if home is None or not (home / "result.json").is_file():
-        return None
-    record = json.loads((home / "result.json").read_text(encoding="utf-8"))
-    _check_settings(home, record["settings"], settings)
-    result = LoopResult(**record["loop"])
-    if (home / "final").is_dir():
-        state.extra.clear()
-        state.extra.update(load_weights(home / "final", state.modules))
-        return result
-    newest = newest_checkpoint(home)
-    if newest is None or newest[1]["step"] != result.steps:
-        return None  # the last checkpoint was lost: go on from the one before it
-    _restore(*newest, state)
-    return result
-
-
-def _restore(path: Path, record: Mapping[str, Any], state: LoopState) -> None:
-    found = restore_checkpoint(
-        path,
-        record,
-        modules=state.modules,
-        optimizers=state.optimizers,
-        generators=state.generators,
-    )
-    state.extra.clear()
-    state.extra.update(found.extra["extra"])
-
-
-def _check_settings(home: Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    keys = sorted(key for key in saved.keys() | here.keys() if saved.get(key) != here.get(key))
-    if keys:
-        lines = ", ".join(f"{k}: {saved.get(k)!r} there, {here.get(k)!r} here" for k in keys)
-        raise ValueError(
-            f"{home} holds a run with other settings ({lines}). "
-            "Use the same settings, or another folder."
-        )
 
 
 def _check_numbers(steps: int, checkpoint_every: int, log_every: int, eval_every: int) -> None:

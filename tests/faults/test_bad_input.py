@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from manticore.cli.main import main
 from manticore.text.tokenizers import train_bpe
-from manticore.training.checkpoints import damage
+from manticore.training.checkpoint_folder import damage
 from tests.faults.jobs import VOCAB_SIZE, partial_files, write_job, write_recipe
 
 SHEEP = [f"{n} sheep and {n} goats went to {n * n} meadows" for n in range(900)]

@@ -13,6 +13,7 @@ from manticore.evaluation.conformance.checks import CHECKS
 from manticore.evaluation.conformance.findings import Finding, Report
 from manticore.evaluation.conformance.probe import NotApplicable, Probe
 from manticore.evaluation.conformance.reach import bypassed_adapters, unreached_parameters
+from manticore.training.flags import modes_kept
 
 _SHORTEST = 14
 _REACH: dict[str, Callable[[Probe], list[str]]] = {
@@ -112,11 +113,6 @@ def _reach(probe: Probe, name: str) -> Finding:
 @contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode, and the mode it was in again afterwards."""
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        for module, mode in was_training.items():
-            module.training = mode
+    with modes_kept(model), torch.random.fork_rng():
+        model.eval()
+        yield
