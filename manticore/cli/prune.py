@@ -139,7 +139,6 @@ def prune_record(
     args: argparse.Namespace, hybrid: Any, smaller: Any, dropped: list[str]
 ) -> dict[str, Any]:
     """What was done, as plain values: it marks the folder as ours."""
-    from manticore.hybrids.search import mixture_values
 
     def layers(model: Any) -> int:
         return sum(component.num_hidden_layers for component in model.config.components)
@@ -154,7 +153,7 @@ def prune_record(
         "parameters": [hybrid.num_parameters(), smaller.num_parameters()],
         "layers": [layers(hybrid), layers(smaller)],
         "components": [hybrid.config.num_components, smaller.config.num_components],
-        **mixture_values(smaller),
+        **smaller.backbone.rows.as_lists(),
     }
 
 

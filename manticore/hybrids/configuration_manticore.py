@@ -1,25 +1,16 @@
 """Configuration of a pretrained hybrid: its components, its blocks and its way of mixing."""
 
-import copy
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from manticore.hybrids.component_configs import as_config, is_tied, with_vocabulary
+from manticore.hybrids.partition import Partition, check_num_blocks, check_partition, even_partition
 from manticore.hybrids.registration import load_models
 
 MIXINGS = ("streams", "shared")
-# Computed from the components; must not be set a second time.
-DERIVED = {
-    "hidden_size",
-    "num_components",
-    "num_hidden_layers",
-    "tie_word_embeddings",
-    "widths",
-}
-Partition = list[list[list[int]]]
 
 
 class ManticoreConfig(PreTrainedConfig):
@@ -157,82 +148,6 @@ class ManticoreConfig(PreTrainedConfig):
         return [float(value) for value in self.loyalty]
 
 
-def as_config(config: PreTrainedConfig | dict[str, Any]) -> PreTrainedConfig:
-    """Rebuild a component's config from its dictionary; configs pass through."""
-    if isinstance(config, PreTrainedConfig):
-        return config
-    model_type = config.get("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"A component has model_type {model_type!r}, which this transformers does not know. "
-            "Update transformers or choose another component."
-        )
-    plain = {key: value for key, value in config.items() if key != "model_type"}
-    return CONFIG_MAPPING[model_type].from_dict(plain)
-
-
-def with_vocabulary(config: PreTrainedConfig, vocab_size: int) -> PreTrainedConfig:
-    """The config with tables of this many rows: itself if it has them, else a copy."""
-    pad = getattr(config, "pad_token_id", None)
-    has_row = pad is None or pad < vocab_size
-    if config.vocab_size == vocab_size and has_row:
-        return config
-    config = copy.deepcopy(config)
-    config.vocab_size = vocab_size
-    if not has_row:  # its table would be built around a row that was cut
-        config.pad_token_id = None
-    return config
-
-
-def is_tied(config: PreTrainedConfig) -> bool:
-    """Whether a component's head is its embedding table."""
-    return bool(getattr(config, "tie_word_embeddings", False))
-
-
-def even_partition(num_layers: int, num_blocks: int) -> list[list[int]]:
-    """Cut layers into blocks as evenly as possible; B need not divide the depth."""
-    check_num_blocks(num_blocks, [num_layers])
-    bounds = [round(block * num_layers / num_blocks) for block in range(num_blocks + 1)]
-    return [[first, last] for first, last in pairwise(bounds)]
-
-
-def check_num_blocks(num_blocks: int, depths: Sequence[int] = ()) -> None:
-    """At least one block, and at most one for each layer of the shallowest of these components."""
-    if not isinstance(num_blocks, int) or num_blocks < 1:
-        raise ValueError(f"num_blocks={num_blocks!r}: give a whole number of at least 1.")
-    if depths and num_blocks > min(depths):
-        raise ValueError(
-            f"num_blocks={num_blocks} does not fit components of {list(depths)} layers. "
-            f"Choose 1 to {min(depths)}, the depth of the shallowest."
-        )
-
-
-def check_partition(
-    ranges: list[list[int]], num_layers: int, num_blocks: int, component: int
-) -> None:
-    """Every layer in order and exactly once; an empty range marks a branch that was pruned."""
-    where = f"partition of component {component} ({ranges})"
-    if len(ranges) != num_blocks:
-        raise ValueError(
-            f"The {where} has {len(ranges)} ranges for num_blocks={num_blocks}. Give one for each "
-            "block."
-        )
-    expected = 0
-    for first, last in ranges:
-        if first != expected or last < first:
-            problem = "repeats" if first < expected or last < first else "skips"
-            raise ValueError(
-                f"The {where} {problem} a layer: block [{first}, {last}] should start at layer "
-                f"{expected}. Ranges are [first, last) and follow each other from 0 to "
-                f"{num_layers}."
-            )
-        expected = last
-    if expected != num_layers:
-        raise ValueError(
-            f"The {where} ends at layer {expected}, but the component has {num_layers} layers."
-        )
-
-
 def _pop_components(kwargs: dict[str, Any]) -> list[Any]:
     names = sorted(
         (key for key in kwargs if key.startswith("component_")), key=lambda key: int(key[10:])
@@ -241,6 +156,7 @@ def _pop_components(kwargs: dict[str, Any]) -> list[Any]:
 
 
 def _without_derived(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Without what a saved config repeats of its components."""
     derived = {
         "num_components",
         "tie_word_embeddings",

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from manticore.hybrids.configuration_manticore import ManticoreConfig, with_vocabulary
+from manticore.hybrids.component_configs import with_vocabulary
+from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.loading import spare_from_quantization
 from manticore.hybrids.projectors import initialise
 from manticore.hybrids.vocabulary import VocabularyReport, align_vocabulary

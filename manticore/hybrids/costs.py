@@ -23,7 +23,8 @@ from manticore.hybrids.active_parts import (
     router_shape,
     used_maps,
 )
-from manticore.hybrids.configuration_manticore import ManticoreConfig, is_tied
+from manticore.hybrids.component_configs import is_tied
+from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.models.costs import (
     CacheBytes,
     Cost,

@@ -18,10 +18,11 @@ import torch
 from manticore.config import to_plain
 from manticore.config.recipes import CompareConfig, HybridRecipe
 from manticore.hybrids.assembly import load_tokenizers
+from manticore.hybrids.bilevel_step import SearchSettings
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 from manticore.hybrids.pruning import sparsify
 from manticore.hybrids.rows import Row, learning_rates, plan_rows, training_flops
-from manticore.hybrids.search import SearchSettings, mixture_values, search
+from manticore.hybrids.search import search
 from manticore.hybrids.trials import assembled, load_start, prepared, train_row
 from manticore.runs import RunFolder, atomic_folder
 from manticore.seeds import derive_seed
@@ -86,7 +87,8 @@ class Experiment:
             return self.folder.record("search")
         hybrid = load_start(self.start)
         if self.recipe.search.method == "none":
-            record = {**mixture_values(hybrid), "ledger": {}, "flops": 0.0, "trajectory": []}
+            rows = hybrid.backbone.rows.as_lists()
+            record = {**rows, "ledger": {}, "flops": 0.0, "trajectory": []}
         else:
             record = self._run_search(hybrid)
         record["finished"] = finish_mixture(record, self.recipe.search)

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,14 @@ class Mixture(nn.Module):
         self.embed = self._own_row(self.embed, embed)
         self.head = self._own_row(self.head, head)
 
+    def as_lists(self) -> dict[str, Any]:
+        """Weights as numbers: mixture (num_blocks, K), embed and head (K,) or None when tied."""
+        return {
+            "mixture": _rounded(self.weights),
+            "embed": None if self.embed is None else _rounded(self.embed.float().softmax(-1)),
+            "head": None if self.head is None else _rounded(self.head.float().softmax(-1)),
+        }
+
     def _own_row(self, old: nn.Parameter | None, row: Tensor | None) -> nn.Parameter | None:
         if row is None:
             return None
@@ -116,6 +125,10 @@ def _nonzero(log_rows: Tensor) -> list[list[int]]:
     """Components with a finite log weight, for each row."""
     finite = ~torch.isneginf(log_rows.detach().reshape(-1, log_rows.shape[-1]))
     return [[k for k, on in enumerate(row) if on] for row in finite.tolist()]
+
+
+def _rounded(weights: Tensor) -> list:
+    return torch.round(weights.detach().double(), decimals=6).tolist()
 
 
 def checked_rows(rows: Tensor | Sequence, shape: tuple[int, ...], name: str) -> Tensor:

@@ -11,7 +11,8 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from manticore.hybrids.cache import ManticoreCache
-from manticore.hybrids.configuration_manticore import ManticoreConfig, is_tied
+from manticore.hybrids.component_configs import is_tied
+from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.modeling_backbone import ManticoreModel, ManticoreModelOutput
 from manticore.hybrids.modeling_base import ManticorePreTrainedModel
 from manticore.hybrids.streams import read

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, CLIPTextConfig
 
-from manticore.hybrids.configuration_manticore import ManticoreConfig, even_partition
+from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
+from manticore.hybrids.partition import even_partition
 from manticore.models.families import UnsupportedFamilyError
 from tests.hybrids.pairs import build, ids_for, member, members
 from tests.models.tiny import tiny_config

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from manticore.evaluation.language import causal_loss
+from manticore.hybrids.bilevel_step import SearchSettings
 from manticore.hybrids.mixture import Mixture
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
-from manticore.hybrids.search import METHODS, SearchSettings, search
+from manticore.hybrids.search import METHODS, search
 from manticore.training import NonFiniteLossError, TrainConfig, train
 from tests.models.tiny import tiny
 
