@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
-
-from transformers import LlamaConfig
 
 from manticore.conversion.block_spec import BlockSpec
 from manticore.conversion.configuration_converted import ConvertedConfig
-from manticore.conversion.mixer_choice import layer_spec
+from manticore.conversion.mixer_choice import keeps_projections, layer_spec
 from manticore.conversion.softmax_heads import SoftmaxHeadsSpec
-from manticore.conversion.source_blocks import rotary_of
+from manticore.conversion.stock_rotary import rope_parameters
+from manticore.mixers.gated_deltanet import GatedDeltaNetSpec
+from manticore.mixers.interface import MixerSpec
+from manticore.mixers.mamba import MambaSpec
 from manticore.mixers.mamba2 import Mamba2Spec
+from manticore.models.stock_parts import what_matters
 
 USUAL = "head_dim ** -0.5"
 """How most classes scale scores."""
-# Llama 3.1's published settings; its factor and base are read off the angles.
-_LLAMA3 = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-_DIGITS = range(1, 10)
+ON_SOURCE = " on the source's projections"
+"""Behind the name of a mixer that is not attention and keeps the source's projections."""
+ALIKE = "alike everywhere"
+"""Of a mixer whose settings are the same in all layers, and the usual ones."""
+
+BLOCKS_EPS = "with norm_eps of the blocks"
+"""Of a norm in a mixer."""
 
 
 def facts(config: ConvertedConfig) -> dict[str, str]:
     """Fact -> what it is here, in the order in which differences are named."""
-    block, specs = config.block_spec, config.specs()
+    block, specs = seen_block(config), config.specs()
     rotated = 2 * len(block.rotary_frequencies)
     has_bias = {"queries, keys, values": block.qkv_bias, "output": block.output_bias}
     return {
-        "token mixers": " and ".join(sorted({_mixer_name(layer) for layer in config.layers})),
+        "token mixers": " and ".join(mixer_names(config)),
         "kept attention": _kept(config),
         "windows": _windows(specs),
-        "Mamba-2": _mamba(specs, block),
-        "residual lines": block.topology + (", one norm" if block.shared_norm else ""),
+        "Mamba": _alike(MambaSpec, specs, lambda spec: _mamba(spec, block)),
+        "Mamba-2": _alike(Mamba2Spec, specs, lambda spec: _mamba2(spec, block)),
+        "gated DeltaNet": _alike(GatedDeltaNetSpec, specs, _delta),
+        "norm in gated DeltaNet": _alike(
+            GatedDeltaNetSpec, specs, lambda spec: _beside(spec.norm_eps, block) or BLOCKS_EPS
+        ),
+        "norm_eps of gated DeltaNet": _alike(
+            GatedDeltaNetSpec, specs, lambda spec: f"{spec.norm_eps:g}"
+        ),
+        "attention layers": "in even steps" if even_steps(config) else "in no even steps",
+        "residual lines": _residual_lines(config),
         "norms": block.norm,
         "norm of queries and keys": block.qk_norm,
         "channel mixer": block.channel_mixer,
@@ -55,52 +66,34 @@ def facts(config: ConvertedConfig) -> dict[str, str]:
     }
 
 
+def seen_block(config: ConvertedConfig) -> BlockSpec:
+    """The blocks with the angles that attention uses: none where all layers say `rotary: false`."""
+    block = config.block_spec
+    attention = [spec for spec in config.specs() if isinstance(spec, SoftmaxHeadsSpec)]
+    if attention and not any(spec.frequencies for spec in attention):
+        return dataclasses.replace(block, rotary_frequencies=())
+    return block
+
+
+def mixer_names(config: ConvertedConfig) -> list[str]:
+    """The token mixers, each once."""
+    return sorted({_mixer_name(layer) for layer in config.layers})
+
+
 def windows_of(config: ConvertedConfig) -> list[int | None]:
     """The window of every attention layer; None: all positions before it."""
     return [spec.window for spec in config.specs() if isinstance(spec, SoftmaxHeadsSpec)]
 
 
-def rope_parameters(block: BlockSpec) -> dict[str, Any] | None:
-    """The setting of transformers that gives exactly these angles; None: there is none known.
-
-    A converted model keeps the angles themselves, so base and factor are found from them, and a
-    candidate counts only when it gives the same float32 numbers.
-    """
-    wanted = (block.rotary_frequencies, block.rotary_amplitude)
-    rotated = 2 * len(block.rotary_frequencies)
-    part = {} if rotated == block.head_dim else {"partial_rotary_factor": rotated / block.head_dim}
-    for candidate in _candidates(block):
-        probe = LlamaConfig(head_dim=block.head_dim, rope_parameters={**candidate, **part})
-        if rotary_of(probe, block.head_dim) == wanted:
-            return {**candidate, **part}
+def even_steps(config: ConvertedConfig) -> tuple[int, int] | None:
+    """(period, offset) where the layers with index % period == offset are those with attention."""
+    where = [i for i, spec in enumerate(config.specs()) if isinstance(spec, SoftmaxHeadsSpec)]
+    n_layers = len(config.layers)
+    for period in range(1, n_layers + 1):
+        for offset in range(period):
+            if where == list(range(offset, n_layers, period)):
+                return period, offset
     return None
-
-
-def _candidates(block: BlockSpec) -> Iterator[dict[str, Any]]:
-    angles, half = block.rotary_frequencies, len(block.rotary_frequencies)
-    if half == 0:
-        return
-    if half == 1:  # one angle of 1 (or 1 / factor), whatever the base
-        yield {"rope_type": "default", "rope_theta": 10000.0}
-        yield {"rope_type": "linear", "rope_theta": 10000.0, "factor": _short(1 / angles[0], 9)}
-        return
-    factor = 1 / angles[0]
-    last, second = ((index, (angles[index] * factor) ** (-half / index)) for index in (half - 1, 1))
-    for digits in _DIGITS:
-        yield {"rope_type": "default", "rope_theta": _short(last[1], digits)}
-    for digits in _DIGITS:
-        linear = {"rope_type": "linear", "factor": _short(factor, 9)}
-        yield {**linear, "rope_theta": _short(last[1], digits)}
-    for digits in _DIGITS:
-        base = _short(second[1], digits)
-        stretch = base ** (-(half - 1) / half) / angles[-1]
-        yield {
-            "rope_type": "llama3", "rope_theta": base, "factor": _short(stretch, 4), **_LLAMA3
-        }  # fmt: skip
-
-
-def _short(number: float, digits: int) -> float:
-    return float(f"{number:.{digits}g}")
 
 
 def _angles(block: BlockSpec) -> str:
@@ -127,11 +120,16 @@ def _scale(block: BlockSpec) -> str:
 
 
 def _mixer_name(layer: dict[str, Any]) -> str:
-    return "attention" if layer["mixer"] == "sliding-attention" else str(layer["mixer"])
+    """A plain name is that of attention as in the source, or of another mixer as published."""
+    name = "attention" if layer["mixer"] == "sliding-attention" else str(layer["mixer"])
+    keeps = keeps_projections(layer)
+    if keeps == (name == "attention"):
+        return name
+    return name + (ON_SOURCE if keeps else " on projections of its own")
 
 
 def _kept(config: ConvertedConfig) -> str:
-    block = config.block_spec
+    block = seen_block(config)
     for index, spec in enumerate(config.specs()):
         source = layer_spec("attention", block, index)
         assert isinstance(source, SoftmaxHeadsSpec)
@@ -152,16 +150,51 @@ def _windows(specs: list[Any]) -> str:
     return "one size, in some layers" if None in windows else "one size, everywhere"
 
 
-def _mamba(specs: list[Any], block: BlockSpec) -> str:
-    found = {spec for spec in specs if isinstance(spec, Mamba2Spec)}
-    if not found:
-        return "none"
-    if len(found) > 1:
-        return "with settings that differ between layers"
-    (spec,) = found
-    if spec.norm_eps != block.norm_eps:
-        return f"with norm_eps {spec.norm_eps:g} beside {block.norm_eps:g} of the blocks"
-    return "alike everywhere" if spec.n_groups == 1 else "with a norm for each group"
+def _residual_lines(config: ConvertedConfig) -> str:
+    around: dict[bool, set[str]] = {True: set(), False: set()}  # attention or not -> topologies
+    for block, spec in zip(config.layer_blocks(), config.specs(), strict=True):
+        around[isinstance(spec, SoftmaxHeadsSpec)].add(block.topology)
+    found = around[True] | around[False]
+    if len(found) == 1:
+        return found.pop() + (", one norm" if config.block_spec.shared_norm else "")
+    if len(around[True]) == len(around[False]) == 1:
+        return f"{around[True].pop()} around attention, {around[False].pop()} around the rest"
+    return "of several kinds"
+
+
+def _alike(kind: type[MixerSpec], specs: list[MixerSpec], describe: Callable[[Any], str]) -> str:
+    """What all mixers of a kind are."""
+    found = {what_matters(spec) for spec in specs if isinstance(spec, kind)}
+    if len(found) == 1:
+        return describe(found.pop())
+    return "with settings that differ between layers" if found else "none"
+
+
+def _mamba(spec: MambaSpec, block: BlockSpec) -> str:
+    if not spec.select_norm:
+        return "without norms in its selection"
+    return _beside(spec.norm_eps, block) or ALIKE
+
+
+def _mamba2(spec: Mamba2Spec, block: BlockSpec) -> str:
+    in_groups = ALIKE if spec.n_groups == 1 else "with a norm for each group"
+    return _beside(spec.norm_eps, block) or in_groups
+
+
+def _beside(eps: float, block: BlockSpec) -> str | None:
+    if eps == block.norm_eps:
+        return None
+    return f"with norm_eps {eps:g} beside {block.norm_eps:g} of the blocks"
+
+
+def _delta(spec: GatedDeltaNetSpec) -> str:
+    published = {"qk_activation": "silu", "qk_norm": "l2", "use_beta": True, "use_gate": True}
+    for name, value in published.items():
+        if getattr(spec, name) != value:
+            return f"with {name}={getattr(spec, name)!r}"
+    if spec.conv_size < 2:
+        return f"with conv_size={spec.conv_size}"
+    return "with negative eigenvalues" if spec.allow_neg_eigval else ALIKE
 
 
 def _yes(is_there: bool) -> str:

@@ -1,7 +1,6 @@
-"""Write canonical blocks as tensors of a stock class: the inverse of `reading`.
+"""Write canonical blocks as tensors of a source family: the inverse of `reading`.
 
-The rows of `sources` say where tensors lie; here their changes are undone. Granite's hybrids are
-no source, so their places are written here.
+The rows of `sources` say where tensors lie; here their changes are undone.
 """
 
 from __future__ import annotations
@@ -59,49 +58,3 @@ def halves_to_neighbours(rows: Tensor, block: BlockSpec) -> Tensor:
     by_head = rows.unflatten(0, (-1, block.head_dim))
     pairs = [index for i in range(half) for index in (i, i + half)]
     return by_head[:, [*pairs, *range(2 * half, block.head_dim)]].flatten(0, 1)
-
-
-_GRANITE_STEM = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-_GRANITE_NORMS = {"mixer_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-_GRANITE_ATTENTION = {
-    f"mixer.{ours}.weight": f"self_attn.{theirs}_proj.weight"
-    for ours, theirs in {"q": "q", "k": "k", "v": "v", "output": "o"}.items()
-}
-_GRANITE_MAMBA = {
-    "mixer.input.weight": "mamba.in_proj.weight",
-    "mixer.conv_bias": "mamba.conv1d.bias",
-    "mixer.log_rate": "mamba.A_log",
-    "mixer.step_bias": "mamba.dt_bias",
-    "mixer.skip": "mamba.D",
-    "mixer.norm_weight": "mamba.norm.weight",
-    "mixer.output.weight": "mamba.out_proj.weight",
-}
-
-
-def granite_tensors(state: Tensors, is_mamba: list[bool]) -> dict[str, Tensor]:
-    """The tensors of a gated, bias-free model of attention and Mamba-2 as a Granite hybrid's."""
-    found = {name: state[name] for name in _GRANITE_STEM if name in state}
-    for index, mamba in enumerate(is_mamba):
-        prefix = f"model.layers.{index}."
-        layer = {
-            name.removeprefix(prefix): value
-            for name, value in state.items()
-            if name.startswith(prefix)
-        }
-        found |= {f"{prefix}{name}": value for name, value in _granite_layer(layer, mamba).items()}
-    return found
-
-
-def _granite_layer(layer: Tensors, mamba: bool) -> dict[str, Tensor]:
-    renamed = _GRANITE_MAMBA if mamba else _GRANITE_ATTENTION
-    found = {theirs: layer[ours] for ours, theirs in renamed.items()}
-    if mamba:
-        # (channels, taps) here, (channels, 1, taps) in torch's convolution.
-        channels = layer["mixer.conv_bias"].shape[0]
-        found["mamba.conv1d.weight"] = layer["mixer.conv.weight"].reshape(channels, 1, -1)
-    for ours, theirs in _GRANITE_NORMS.items():
-        found[f"{theirs}.weight"] = layer[f"{ours}.weight"]
-    gate_and_up = [layer["mlp.gate.weight"], layer["mlp.up.weight"]]
-    found["shared_mlp.input_linear.weight"] = torch.cat(gate_and_up)
-    found["shared_mlp.output_linear.weight"] = layer["mlp.down.weight"]
-    return found

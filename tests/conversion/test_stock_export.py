@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from manticore.conversion.stock_facts import rope_parameters
 from manticore.conversion.stock_layouts import as_stock_model
+from manticore.conversion.stock_rotary import rope_parameters
 from manticore.conversion.transfer import identity, transfer
 from manticore.models.stock import NoStockClassError
 from tests.conversion.models import SOURCES, converted, maximal, tiny_gptj
@@ -79,14 +79,18 @@ def test_mamba2_among_a_llamas_attention_leaves_as_a_granite_hybrid():
 @pytest.mark.parametrize(
     ("family", "target", "reason"),
     [
-        ("llama", "retention", "token mixers: retention here, attention there"),
-        ("llama", ["attention", "mamba", "attention", "attention"], "attention and mamba here"),
-        ("llama", MAMBA2, "token mixers: mamba2 here"),  # its Granite lacks a cache
+        ("llama", "retention", "has the mixer retention on the source's projections"),
+        ("llama", ["attention", "mamba", "attention", "attention"], "without norms in its select"),
+        ("llama", ["attention", "mamba", MAMBA2, MAMBA2], "mixes attention and mamba and mamba2"),
+        ("llama", MAMBA2, "those with mamba2 need a layer of attention"),
+        ("qwen3", "gated-deltanet", '"projections": "own"'),
+        ("llama", "mamba2-heads", "Granite's and Bamba's is mamba2"),
+        ("llama", {"mixer": "attention", "projections": "own"}, "attention on projections of its"),
         ("gpt_neox", WINDOW, "gpt_neox comes nearest, but windows: one size, everywhere"),
         ("qwen2", ["attention", WINDOW, {**WINDOW, "window": 5}, WINDOW], "of several sizes"),
-        ("llama", {"mixer": "attention", "rotary": False}, "other heads or angles in layer 0"),
+        ("llama", {"mixer": "attention", "rotary": False}, "rotated channels: none here"),
+        ("llama", ["attention", *[{"mixer": "attention", "rotary": False}] * 3], "in layer 1"),
         ("llama", among_attention(norm_eps=1e-5), "norm_eps 1e-05 beside 1e-06"),
-        ("llama", among_attention(n_groups=2), "a norm for each group"),
     ],
 )
 def test_other_layouts_are_told_the_first_difference(family, target, reason):
