@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from manticore.hybrids.modeling_backbone import Inputs, ManticoreModel, count_positions
+from manticore.hybrids.inputs import Inputs, count_positions
+from manticore.hybrids.modeling_backbone import ManticoreModel
 from manticore.hybrids.modeling_base import ManticorePreTrainedModel
 
 

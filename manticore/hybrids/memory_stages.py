@@ -24,18 +24,13 @@ from manticore.evaluation.memory_plan import (
     training_memory,
 )
 from manticore.evaluation.memory_shadow import Shadow
-from manticore.hybrids.assembly import (
-    FIT_ROWS,
-    component_names,
-    load_tokenizers,
-    set_start_mixture,
-)
+from manticore.hybrids.assembly import FIT_ROWS, component_names, load_tokenizers, set_start_mixture
 from manticore.hybrids.checks import recipe_config
 from manticore.hybrids.closed_form import accumulate_grams
 from manticore.hybrids.configuration_manticore import ManticoreConfig
+from manticore.hybrids.loyalty import Loyalty
 from manticore.hybrids.mixture import Mixture
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
-from manticore.hybrids.streams import Loyalty
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.recomputing import recompute_activations
 

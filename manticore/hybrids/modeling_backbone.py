@@ -1,7 +1,7 @@
 """The hybrid's backbone: components, mixture, translators, and their forward pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,32 +11,19 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from manticore.hybrids.cache import ManticoreCache
 from manticore.hybrids.configuration_manticore import ManticoreConfig
+from manticore.hybrids.inputs import Inputs, count_positions
+from manticore.hybrids.loyalty import Loyalty
 from manticore.hybrids.mixture import Mixture
 from manticore.hybrids.modeling_base import ManticorePreTrainedModel, Router, has_attention
 from manticore.hybrids.projectors import SharedProjectors, Translators
 from manticore.hybrids.remembered import Remembered
 from manticore.hybrids.shared import run_shared
-from manticore.hybrids.streams import Loyalty, Weights, concatenate, run_streams
+from manticore.hybrids.streams import Weights, concatenate, run_streams
 from manticore.models import pretrained, token_step
 from manticore.models.component_cache import takes_cache
 from manticore.models.component_lengths import check_length, has_position_table
 from manticore.models.families import check_supported
 from manticore.models.fast_paths import bind_fast_paths
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What every block of one forward pass needs beside its hidden states."""
-
-    input_ids: Tensor | None  # (batch, seq)
-    inputs_embeds: Tensor | None  # (batch, seq, sum of widths)
-    attention_mask: Tensor | None  # (batch, past + seq)
-    position_ids: Tensor  # (batch, seq)
-    cache: ManticoreCache | None
-    is_plain_token: bool = False
-    """One new token for each sequence, no padding, no gradients: see `token_step`."""
-    rotary: dict[int, token_step.Rotary | None] = field(default_factory=dict)
-    """Rotary tables of the components that have been asked for one."""
 
 
 @dataclass
@@ -264,13 +251,3 @@ def build_component(config: PreTrainedConfig) -> PreTrainedModel:
         # Passing "sdpa" down to a model without attention would raise.
         config._attn_implementation = "eager"
     return pretrained.inner_model(cls._from_config(config))
-
-
-def count_positions(
-    attention_mask: Tensor | None, num_new: int, seen: int, device: torch.device
-) -> Tensor:
-    """Positions of the new tokens, padding on either side not counted: (batch or 1, seq)."""
-    if attention_mask is None:
-        return torch.arange(seen, seen + num_new, device=device).unsqueeze(0)
-    positions = attention_mask.long().cumsum(dim=-1) - 1
-    return positions.clamp(min=0)[:, -num_new:]

@@ -11,9 +11,9 @@ from transformers import initialization as init
 from manticore.hybrids.card import replace_generic_card, save_missing_card
 from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.loading import check_loaded, check_options, spare_from_quantization
+from manticore.hybrids.loyalty import Loyalty
 from manticore.hybrids.mixture import Mixture
 from manticore.hybrids.resizing import resize_tables
-from manticore.hybrids.streams import Loyalty
 
 if TYPE_CHECKING:
     from manticore.hybrids.modeling_backbone import ManticoreModel

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from manticore.hybrids.inputs import Inputs
 from manticore.hybrids.projectors import pad_width
 
 if TYPE_CHECKING:
-    from manticore.hybrids.modeling_backbone import Inputs, ManticoreModel
+    from manticore.hybrids.modeling_backbone import ManticoreModel
 
 
-def run_shared(
-    model: "ManticoreModel", inputs: "Inputs", boundaries: list[Tensor] | None
-) -> Tensor:
+def run_shared(model: "ManticoreModel", inputs: Inputs, boundaries: list[Tensor] | None) -> Tensor:
     """Run all blocks; returns h_B, (batch, seq, D)."""
     hidden = _mix_embeddings(model, inputs)
     for block in range(model.config.num_blocks):
@@ -32,7 +31,7 @@ def run_shared(
     return hidden
 
 
-def _mix_embeddings(model: "ManticoreModel", inputs: "Inputs") -> Tensor:
+def _mix_embeddings(model: "ManticoreModel", inputs: Inputs) -> Tensor:
     weights = model.rows.log_embed_row().exp()
     width = model.config.hidden_size
     mixed: Any = None
@@ -43,9 +42,7 @@ def _mix_embeddings(model: "ManticoreModel", inputs: "Inputs") -> Tensor:
     return mixed
 
 
-def _run_mixed_block(
-    model: "ManticoreModel", block: int, hidden: Tensor, inputs: "Inputs"
-) -> Tensor:
+def _run_mixed_block(model: "ManticoreModel", block: int, hidden: Tensor, inputs: Inputs) -> Tensor:
     weights = model.rows.log_row(block).exp()
     active = model.rows.active(block)
     mixed: Any = None

@@ -7,38 +7,20 @@ The formulas are those of `ManticoreModel`'s docstring.
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from manticore.hybrids.inputs import Inputs
 
 if TYPE_CHECKING:
-    from manticore.hybrids.modeling_backbone import Inputs, ManticoreModel
+    from manticore.hybrids.modeling_backbone import ManticoreModel
+
 
 Streams = dict[int, Tensor]
 Weights = list[list[Tensor]]  # [k][j]: how much component k reads of stream j
 
 
-class Loyalty(nn.Module):
-    """s_b >= 0, one for each boundary: a constant, or learned."""
-
-    def __init__(self, values: list[float], learn: bool) -> None:
-        super().__init__()
-        start = torch.tensor(values)
-        self.is_infinite = [value == float("inf") for value in values]
-        if learn:
-            self.value = nn.Parameter(start)
-        else:
-            self.register_buffer("value", start, persistent=True)
-        self.fixed = None if learn else values
-
-    def at_boundaries(self, device: torch.device) -> Tensor:
-        """(B + 1,) loyalties, never negative; an infinite one is 0 here (`read` knows it)."""
-        if self.fixed is None:
-            return self.value.float().clamp(min=0).nan_to_num(posinf=0.0)
-        finite = [0.0 if skip else s for s, skip in zip(self.fixed, self.is_infinite, strict=True)]
-        return torch.tensor(finite, device=device)
-
-
 def run_streams(
-    model: "ManticoreModel", inputs: "Inputs", boundaries: list[Tensor] | None
+    model: "ManticoreModel", inputs: Inputs, boundaries: list[Tensor] | None
 ) -> tuple[Streams, Weights]:
     """Run all blocks; returns y_B of the active components, and the weights to read them with."""
     streams, weights, block = model.enter_streams(inputs), reading_weights(model), 0

@@ -15,9 +15,9 @@ from manticore.evaluation.language import causal_loss
 from manticore.evaluation.memory_plan import Memory, generation_memory, training_memory
 from manticore.evaluation.memory_shadow import Shadow, bytes_of
 from manticore.hybrids.configuration_manticore import ManticoreConfig
+from manticore.hybrids.loyalty import Loyalty
 from manticore.hybrids.mixture import Mixture
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
-from manticore.hybrids.streams import Loyalty
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.training import TrainConfig, train
 
