@@ -6,8 +6,13 @@ that; a model of Mamba's or Mamba-2's mixers alone as Mamba or Mamba-2. Anything
 is, with a card that says why and that loading it takes `import manticore`. Tokenizer and generation
 settings travel along.
 
+--layout fla writes a model for flash-linear-attention instead: retention, GLA, (gated) DeltaNet,
+linear attention, attention, or hybrids of one of them and attention; what its classes do not
+compute is refused by name. A folder of that library is read, too, and leaves as our class.
+
 --check loads the folder in a process that cannot import Manticore and compares logits and generated
-tokens. Exit status 0: written; 1: the check failed and nothing was written; 2: bad input.
+tokens; a folder for flash-linear-attention is read back by Manticore. Exit status 0: written; 1:
+the check failed and nothing was written; 2: bad input.
 
 Example:
     manticore export runs/quickstart/pruned --out exported --check
@@ -34,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `manticore export`."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
     parser.add_argument(
+        "--layout",
+        choices=("transformers", "fla"),
+        default="transformers",
+        help="library whose classes load it; fla: flash-linear-attention (default: %(default)s)",
+    )
+    parser.add_argument(
         "--check", action="store_true", help="compare with the source in a process of its own"
     )
     add_out(parser, what="folder for the exported model")
@@ -52,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_transformers()
     if check_output_folder(args.out, RECORD, source=args.model):
         raise ValueError(f"--out {args.out} holds an earlier export. Choose a new or empty folder.")
-    export = read_export(args.model)
+    export = read_export(args.model, args.layout)
     print("\n".join(describe(export)))
     tokenizer = read_tokenizer(args.model)
     if args.dry_run:
@@ -67,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"check: logits within {findings['difference']:.2g}, the same "
             f"{findings['new_tokens']} generated tokens"
-            f"{'' if export.reason else '; Manticore was never imported'}"
+            f"{how_checked(export)}"
         )
     print(f"wrote {args.out}")
     return 0
@@ -75,12 +86,21 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(export: Export) -> list[str]:
     """The class that is written, and why it is not a stock one."""
+    if export.fla is not None:
+        return [f"class: {export.class_name} of flash-linear-attention; loads with `import fla`"]
     if export.reason is None:
         return [f"class: {export.class_name} of transformers; loads without Manticore"]
     return [
         f"class: {export.class_name}, Manticore's own; loading it takes `import manticore`",
         f"why: {export.reason}",
     ]
+
+
+def how_checked(export: Export) -> str:
+    """What is worth knowing about the check."""
+    if export.fla is not None:
+        return "; read back by Manticore"
+    return "" if export.reason else "; Manticore was never imported"
 
 
 def read_tokenizer(folder: Path) -> Any | None:
@@ -104,17 +124,18 @@ def write_export(
     from manticore.cli.export_check import check_export
 
     with atomic_folder(args.out) as target:
-        export.model.save_pretrained(target)
+        export.save(target)
         if tokenizer is not None:
             tokenizer.save_pretrained(target)
         write_text(target / "README.md", export_card(export, args.model))
         findings = None
         if args.check:
-            findings = check_export(target, export.source, export.reason is not None)
+            findings = check_export(target, export.source, export.loader)
         record = {
             "verb": "export",
             "model": args.model.resolve().name,  # a folder to share: no paths of this machine
             "class": export.class_name,
+            "layout": args.layout,
             "needs_manticore": export.reason is not None,
             "why": export.reason,
             "check": findings,

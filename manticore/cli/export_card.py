@@ -42,27 +42,31 @@ def export_card(export: Export, folder: Path) -> str:
 
 
 def _front_matter(export: Export, front: dict[str, Any]) -> str:
-    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    library = "transformers" if export.fla is None else "fla"
+    fields: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
     fields |= {key: front[key] for key in _KEPT_FIELDS if key in front}
     fields.setdefault("license", "other")
-    fields["tags"] = ["manticore", export.model.config.model_type]
+    fields["tags"] = ["manticore", export.model_type]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
 def _summary(export: Export) -> str:
-    made = f"A {export.model.config.model_type} model of {export.model.num_parameters():,} "
+    made = f"A {export.model_type} model of {export.model.num_parameters():,} "
     if export.reason is not None:
         return made + "parameters, made with Manticore (`pip install manticore-lm`)."
+    library = "transformers" if export.fla is None else "flash-linear-attention"
     return (
         made + f"parameters, exported from a {plain(type(export.source).__name__)} of Manticore. "
-        "It is of a class of transformers, and every tool that knows that class loads it."
+        f"It is of a class of {library}, and every tool that knows that class loads it."
     )
 
 
 def _loading(export: Export) -> list[str]:
     ours = "import manticore  # makes the model known to transformers; no remote code"
+    theirs = "import fla  # pip install flash-linear-attention; its kernels need a GPU"
     return [
         *([] if export.reason is None else [ours]),
+        *([] if export.fla is None else [theirs]),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'model = AutoModelForCausalLM.from_pretrained("path/or/name")',

@@ -1,4 +1,4 @@
-"""Prove an export: the same logits and the same tokens, in a process without Manticore."""
+"""Prove an export: the same logits and the same tokens, in a process of its own."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ class CheckFailedError(Exception):
     """The exported folder does not compute what the source computes."""
 
 
-def check_export(folder: Path, source: PreTrainedModel, needs_manticore: bool) -> dict[str, Any]:
+def check_export(folder: Path, source: PreTrainedModel, loader: str) -> dict[str, Any]:
     """Compare a folder with the model that it was made from.
 
     Args:
         folder: what was written.
         source: the model before; turned into float32.
-        needs_manticore: it is a class of ours, so the other process imports the package.
+        loader: who loads it there: transformers `alone`, which cannot import Manticore;
+            `with-manticore`; or `fla`, our reader of flash-linear-attention's folders.
 
     Returns:
         Findings, as plain values.
@@ -47,7 +48,7 @@ def check_export(folder: Path, source: PreTrainedModel, needs_manticore: bool) -
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "expected.safetensors"
         save_file(expected, file)
-        found = ask_child(folder, file, "with-manticore" if needs_manticore else "alone")
+        found = ask_child(folder, file, loader)
     allowed = TOLERANCE * max(1.0, found["largest"])
     if not found["difference"] <= allowed:  # also what is not a number
         raise CheckFailedError(

@@ -1,6 +1,6 @@
 """Load an exported folder in a process of its own and compare it with what the parent computed.
 
-Run as a file, never imported: `python -P export_child.py FOLDER EXPECTED alone|with-manticore`.
+Run as a file, never imported: `python -P export_child.py FOLDER EXPECTED alone|with-manticore|fla`.
 EXPECTED is a safetensors file with `input_ids` (rows, seq), `logits` (rows, seq, vocab_size) and
 `tokens` (1, seq + new). Prints one line of JSON.
 """
@@ -33,9 +33,14 @@ def main(folder: str, expected: str, how: str) -> dict[str, object]:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    ).eval()
+    if how == "fla":  # its own kernels need a GPU, so this is our reader
+        from manticore.models.imports_fla import read_fla_model
+
+        model = read_fla_model(folder).float()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        ).eval()
     wanted = load_file(expected)
     prompt = wanted["input_ids"][:1]
     with torch.no_grad():

@@ -37,6 +37,8 @@ CLASSES = {
     "gated_deltanet": "GatedDeltaNetForCausalLM",
 }
 """fla's class of each model."""
+_POSITIONS = 2048
+"""fla's own where nothing is said; it limits nothing."""
 _CLOSE = 1e-9
 """Widths that were divided and multiplied again."""
 
@@ -76,6 +78,7 @@ def fla_config(config: MixerLMConfig) -> Keys:
         "norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "initializer_range": config.initializer_range,
+        "max_position_embeddings": config.max_position_embeddings or _POSITIONS,
         # fla's own are 1 and 2 where a config does not say.
         **{name: getattr(config, name, None) for name in SPECIAL_TOKENS},
     }

@@ -68,12 +68,13 @@ def read_fla_config(path: str | os.PathLike[str], **overrides: Any) -> MixerLMCo
     return config_from_fla(json.loads(text, object_hook=special_floats), **overrides)
 
 
-def is_fla_config(config: Mapping[str, Any]) -> bool:
+def is_fla_folder(folder: Path) -> bool:
     """Whether a config.json is fla's and of no class of transformers.
 
     Both have a `mamba` and a `mamba2`; fla's name their norm's epsilon as all of fla's do.
     """
-    name = config.get("model_type")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = config.get("model_type") if isinstance(config, dict) else None
     return name in RULES and (name not in CONFIG_MAPPING_NAMES or "norm_eps" in config)
 
 
