@@ -73,7 +73,7 @@ class Layer:
             module = module.base_layer
         # Paths that manticore binds to an instance keep the family's name.
         for cls in type(module).__mro__:
-            if not cls.__module__.startswith("manticore.models.fast_paths"):
+            if not cls.__module__.startswith("manticore.models.fast_"):
                 return cls.__name__
         return type(module).__name__
 

@@ -1,33 +1,29 @@
 """Faster, exact forward passes bound to the layers of one model, never to a library.
 
-transformers' Mamba-1 falls back to a loop whose backward pass is quadratic in the length when no
-CUDA kernel is there, and its multi-token continuation of a filled cache restarts at a zero state.
-`bind_fast_paths` gives the Mamba-1 mixers of one model instance (Mamba's, Falcon-Mamba's, Jamba's)
-a subclass whose forward uses `manticore.mixers.selective_scan`: same parameters, same names, same
-numbers, and exact continuation; RWKV-4's attention gets `manticore.models.fast_rwkv` likewise.
-Other models in the process, and the classes in transformers, stay as they were.
+`bind_fast_paths` gives the recurrent layers of one model instance subclasses whose scan is ours,
+with the same parameters, names and numbers: Mamba-1 (`fast_mamba`), Mamba-2 (`fast_mamba2`), gated
+DeltaNet (`fast_delta`) and RWKV-4 (`fast_rwkv`). Other models in the process, and the classes in
+transformers, stay as they were.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache
-from transformers.integrations.accelerate import force_accelerate_hooks
-from transformers.models.falcon_mamba.modeling_falcon_mamba import FalconMambaMixer
-from transformers.models.jamba.modeling_jamba import JambaMambaMixer
-from transformers.models.mamba.modeling_mamba import MambaMixer
-from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
+from torch import nn
 
-from manticore.mixers.causal_conv import causal_conv
-from manticore.mixers.selective_scan import selective_scan, selective_step
-from manticore.models.fast_rwkv import FastRwkvSelfAttention, prefers_wkv_kernel
+from manticore.models.fast_delta import FAST_DELTA
+from manticore.models.fast_mamba import FAST_MAMBA
+from manticore.models.fast_mamba2 import FAST_MAMBA2
+from manticore.models.fast_rwkv import FAST_RWKV
+
+_FAST: dict[type[nn.Module], Any] = {
+    stock: fast
+    for stock, fast in (FAST_MAMBA | FAST_MAMBA2 | FAST_DELTA | FAST_RWKV).items()
+    # A forward that `fast_functions.calling` could not change is no faster.
+    if fast.forward is not stock.forward
+}
+_STOCK = {fast: stock for stock, fast in _FAST.items()}
 
 
 def bind_fast_paths(base: nn.Module) -> dict[str, str]:
@@ -61,191 +57,20 @@ def describe_fast_paths(base: nn.Module) -> dict[str, str]:
     """Say which scans the mixers inside `base` use where their weights are now.
 
     Returns:
-        {} without such mixers, else for a run's record {"selective_scan": name} with Mamba-1,
-        {"wkv_scan": name} with RWKV-4, and name "torch-step" (ours), "cuda-kernel" (that of
-        mamba_ssm or of transformers) or "transformers" (nothing is bound).
+        {} without such mixers, else for a run's record the name of the scan ("selective_scan"
+        with Mamba-1, "decayed_scan" with Mamba-2, "delta_scan" with gated DeltaNet, "wkv_scan"
+        with RWKV-4) and whose it is: "torch-step" for one step at a time, "torch-chunk" for
+        chunks (both ours), "cuda-kernel" or "transformers" (nothing is bound).
     """
     names: dict[str, set[str]] = {}
     for module in base.modules():
-        scan = "wkv_scan" if isinstance(module, RwkvSelfAttention) else "selective_scan"
         if type(module) in _FAST:
-            names.setdefault(scan, set()).add("transformers")
+            names.setdefault(_FAST[type(module)].scan_name, set()).add("transformers")
         elif type(module) in _STOCK:
-            names.setdefault(scan, set()).add(_bound_scan(module))
+            bound: Any = module
+            name = "cuda-kernel" if bound.uses_kernel() else bound.scan_form
+            names.setdefault(bound.scan_name, set()).add(name)
     return {scan: "+".join(sorted(found)) for scan, found in names.items()}
-
-
-class FastScan(nn.Module):
-    """Put before one of transformers' mixers: our scan, equal outputs, exact continuation."""
-
-    # What transformers' Mamba-1 mixers share.
-    in_proj: Any
-    x_proj: Any
-    dt_proj: Any
-    out_proj: Any
-    conv1d: Any
-    A_log: Any
-    D: Any
-    activation: str
-    layer_idx: int
-    conv_kernel_size: int
-    time_step_rank: int
-    ssm_state_size: int
-    use_bias: bool
-    # Falcon-Mamba's and Jamba's.
-    dt_layernorm: Any
-    b_layernorm: Any
-    c_layernorm: Any
-
-    @force_accelerate_hooks(["conv1d", "dt_proj"])
-    def forward(
-        self,
-        hidden_states: Tensor,
-        cache_params: Cache | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Mix tokens along time (section 3.4 and figure 3 of arXiv:2312.00752).
-
-        Args:
-            hidden_states: (batch, seq, d_model).
-            cache_params: a transformers Cache, read at and written to this mixer's layer_idx.
-            attention_mask: (batch, seq or more), 0 at padding; its last seq columns count.
-
-        Returns:
-            (batch, seq, d_model), same dtype.
-        """
-        state = _filled_state(cache_params, self.layer_idx)
-        seq_len = hidden_states.shape[1]
-        if _prefers_kernels(hidden_states) and (state is None or seq_len == 1):
-            stock: Any = super()
-            return stock.forward(hidden_states, cache_params, attention_mask, **kwargs)
-        mask = _padding_mask(attention_mask, hidden_states)
-        if seq_len == 1 and state is not None and mask is None and not torch.is_grad_enabled():
-            return self._mix_token(hidden_states, cache_params, state)
-        x, z = self.in_proj(_hide_padding(hidden_states, mask)).chunk(2, dim=-1)  # (B, T, D)
-        if self.use_bias:  # which would fill the padding again
-            x = _hide_padding(x, mask)
-        x = _hide_padding(self._convolve(x, cache_params), mask)
-        y, state = self._scan(x, z, state)
-        if cache_params is not None:
-            cache_params.update_recurrent_state(state, self.layer_idx)
-        return self.out_proj(y.to(hidden_states.dtype))
-
-    def _mix_token(self, hidden_states: Tensor, cache_params: Any, state: Tensor) -> Tensor:
-        """Do the same for one token behind a filled cache, with no dimension of time."""
-        x, z = self.in_proj(hidden_states.squeeze(1)).chunk(2, dim=-1)  # (B, D)
-        seen = cache_params.update_conv_state(
-            x.unsqueeze(-1), self.layer_idx, conv_kernel_size=self.conv_kernel_size
-        )[..., -self.conv_kernel_size :]  # (B, D, K), this token last
-        x = (seen.to(self.conv1d.weight.dtype) * self.conv1d.weight.squeeze(1)).sum(dim=-1)
-        if self.conv1d.bias is not None:
-            x = x + self.conv1d.bias
-        x = ACT2FN[self.activation](x)
-        dt, A, B, C = self._scan_inputs(x)
-        y, state = selective_step(x, dt, A, B, C, self.D, z, state)
-        cache_params.update_recurrent_state(state, self.layer_idx)
-        return self.out_proj(y.to(hidden_states.dtype)).unsqueeze(1)
-
-    def _convolve(self, x: Tensor, cache_params: Cache | None) -> Tensor:
-        seq_len, before = x.shape[1], self.conv_kernel_size - 1
-        if cache_params is not None:
-            # The cache answers with what it held followed by x, as (B, D, time).
-            seen = cache_params.update_conv_state(
-                x.transpose(1, 2), self.layer_idx, conv_kernel_size=self.conv_kernel_size
-            )
-            x = seen[..., -(seq_len + before) :].transpose(1, 2)
-        weight = self.conv1d.weight
-        missing = x.new_zeros(x.shape[0], before + seq_len - x.shape[1], x.shape[2])
-        x = torch.cat([missing, x], dim=1).to(weight.dtype)
-        return ACT2FN[self.activation](causal_conv(x, weight.squeeze(1), self.conv1d.bias))
-
-    def _scan(self, x: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        dt, A, B, C = self._scan_inputs(x)
-        return selective_scan(x, dt, A, B, C, D=self.D, z=z, initial_state=state)
-
-    def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
-        low_rank, B, C = torch.split(self.x_proj(x), sizes, dim=-1)
-        if hasattr(self, "dt_layernorm"):  # Falcon-Mamba and Jamba
-            low_rank = self.dt_layernorm(low_rank)
-            B, C = self.b_layernorm(B), self.c_layernorm(C)
-        # transformers reads the weight past the module, so that an adapter on dt_proj or its
-        # quantization would have no effect or fail. A module that has something to add is called.
-        is_plain = type(self.dt_proj) is nn.Linear
-        project = self.dt_proj.forward if is_plain else self.dt_proj
-        dt = F.softplus(project(low_rank).float())
-        return dt, -torch.exp(self.A_log.float()), B, C
-
-
-class FastMambaMixer(FastScan, MambaMixer):
-    """Mamba's."""
-
-
-class FastFalconMambaMixer(FastScan, FalconMambaMixer):
-    """Falcon-Mamba's: norms on time step, B and C."""
-
-
-class FastJambaMambaMixer(FastScan, JambaMambaMixer):
-    """Jamba's: norms with weights on time step, B and C."""
-
-
-_FAST: dict[type[nn.Module], type[nn.Module]] = {
-    MambaMixer: FastMambaMixer,
-    FalconMambaMixer: FastFalconMambaMixer,
-    JambaMambaMixer: FastJambaMambaMixer,
-    RwkvSelfAttention: FastRwkvSelfAttention,
-}
-_STOCK = {fast: stock for stock, fast in _FAST.items()}
-
-
-def _bound_scan(mixer: Any) -> str:
-    if isinstance(mixer, RwkvSelfAttention):
-        uses_kernel = prefers_wkv_kernel(mixer.time_decay)
-    else:
-        uses_kernel = _prefers_kernels(mixer.A_log)
-    return "cuda-kernel" if uses_kernel else "torch-step"
-
-
-def _filled_state(cache_params: Cache | None, layer_idx: int) -> Tensor | None:
-    if cache_params is None:
-        return None
-    state = cache_params.get_recurrent_state(layer_idx)
-    # The cache is overwritten in place, so a graph that needs the old state keeps its own.
-    return state.clone() if state is not None and torch.is_grad_enabled() else state
-
-
-def _padding_mask(attention_mask: Tensor | None, hidden_states: Tensor) -> Tensor | None:
-    """Return (batch, seq, 1), or None where the mask hides nothing."""
-    if attention_mask is None:
-        return None
-    seq_len = hidden_states.shape[1]
-    if attention_mask.dim() != 2 or attention_mask.shape[1] < seq_len:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; a Mamba layer takes "
-            f"(batch, seq) with seq at least {seq_len}, the number of new tokens."
-        )
-    mask = attention_mask[:, -seq_len:]
-    # Looking is free on a CPU; elsewhere it would wait for the device, and a mapped or traced
-    # mask has no single answer.
-    can_look = mask.device.type == "cpu" and not torch.compiler.is_compiling()
-    if can_look and not torch._C._functorch.is_functorch_wrapped_tensor(mask) and mask.all():
-        return None
-    return mask.unsqueeze(-1)
-
-
-def _hide_padding(tensor: Tensor, mask: Tensor | None) -> Tensor:
-    return tensor if mask is None else (tensor * mask).to(tensor.dtype)
-
-
-def _prefers_kernels(tensor: Tensor) -> bool:
-    return tensor.is_cuda and _cuda_kernels_installed()
-
-
-@cache
-def _cuda_kernels_installed() -> bool:
-    packages = ("mamba_ssm", "causal_conv1d")
-    return all(importlib.util.find_spec(package) is not None for package in packages)
 
 
 def _set_class(mixer: nn.Module, cls: type[nn.Module]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.rwkv import modeling_rwkv
 from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
 
@@ -21,9 +21,11 @@ from manticore.mixers.wkv4_scan import wkv4_scan
 class FastRwkvSelfAttention(RwkvSelfAttention):
     """RWKV-4's time mixing for whole sequences; a state goes to transformers' own."""
 
+    scan_name, scan_form = "wkv_scan", "torch-step"
+
     def forward(self, hidden: Tensor, state: Any = None, use_cache: bool = False) -> Any:
         """Mix tokens along time; (batch, seq, d_model) to the same, and the state as given."""
-        if state is not None or prefers_wkv_kernel(hidden):
+        if state is not None or _prefers_kernel(hidden):
             stock: Any = super()
             return stock.forward(hidden, state=state, use_cache=use_cache)
         receptance, key, value, _ = self.extract_key_value(hidden)
@@ -31,7 +33,13 @@ class FastRwkvSelfAttention(RwkvSelfAttention):
         mixed, _ = wkv4_scan(key, value, decay, self.time_first)
         return self.output(receptance * mixed), None
 
+    def uses_kernel(self) -> bool:
+        """Whether transformers' CUDA kernel runs where the weights are now."""
+        return _prefers_kernel(self.time_decay)
 
-def prefers_wkv_kernel(tensor: Tensor) -> bool:
-    """Whether transformers has its CUDA kernel ready for this tensor."""
+
+FAST_RWKV: dict[type[nn.Module], type[nn.Module]] = {RwkvSelfAttention: FastRwkvSelfAttention}
+
+
+def _prefers_kernel(tensor: Tensor) -> bool:
     return tensor.is_cuda and modeling_rwkv.rwkv_cuda_kernel is not None

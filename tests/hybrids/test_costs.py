@@ -16,7 +16,7 @@ from manticore.hybrids.costs import (
     hybrid_cost,
 )
 from manticore.mixers.selective_scan import selective_scan_naive
-from manticore.models import fast_paths
+from manticore.models import fast_mamba
 from manticore.models.costs import CacheBytes
 from tests.hybrids.pairs import build, ids_for, member, members, one_hot, random_rows
 from tests.models.tiny import tiny
@@ -30,7 +30,7 @@ BOTH = pytest.mark.parametrize("mixing", ["streams", "shared"])
 @pytest.fixture(autouse=True)
 def scan_without_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Mamba scan elementwise, so that torch's counter sees nothing of the scan."""
-    monkeypatch.setattr(fast_paths, "selective_scan", selective_scan_naive)
+    monkeypatch.setattr(fast_mamba, "selective_scan", selective_scan_naive)
 
 
 def hybrid_of(mixing: str, num_blocks: int, count: int = 3, **options: Any) -> ManticoreForCausalLM:

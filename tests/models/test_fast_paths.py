@@ -8,8 +8,8 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from manticore.evaluation.conformance import doctor  # noqa: E402
+from manticore.models.fast_mamba import FastMambaMixer  # noqa: E402
 from manticore.models.fast_paths import (  # noqa: E402
-    FastMambaMixer,
     bind_fast_paths,
     describe_fast_paths,
     unbind_fast_paths,
@@ -112,7 +112,7 @@ def test_a_mask_of_ones_changes_no_bit_and_multiplies_nothing(monkeypatch):
         assert mask is None
         return tensor
 
-    monkeypatch.setattr("manticore.models.fast_paths._hide_padding", refuse_a_mask)
+    monkeypatch.setattr("manticore.models.fast_mamba._hide_padding", refuse_a_mask)
     assert torch.equal(fast(tokens(), attention_mask=torch.ones(2, 21)).logits, expected)
 
 
