@@ -21,7 +21,7 @@ import torch
 from benchmarks._pair import NOTE, Rounds
 
 if TYPE_CHECKING:
-    from manticore.evaluation.mad.training import SplitArrays
+    from manticore.evaluation.mad.training_types import SplitArrays
 
 VOCAB = 16
 GPU_GOAL = 3.0
@@ -100,7 +100,8 @@ def measure(name: str, shape: Shape) -> dict[str, Any]:
 
 def sweep(name: str, shape: Shape, engine: str) -> Callable[[], object]:
     """The six trials, as something to call."""
-    from manticore.evaluation.mad.training import Point, TrainSettings, train_points
+    from manticore.evaluation.mad.training import train_points
+    from manticore.evaluation.mad.training_types import Point, TrainSettings
     from manticore.models.architectures import architecture
     from manticore.models.configuration_mixer_lm import MixerLMConfig
     from manticore.models.modeling_mixer_lm import MixerForCausalLM
@@ -128,7 +129,7 @@ def sweep(name: str, shape: Shape, engine: str) -> Callable[[], object]:
 
 def random_splits(shape: Shape) -> SplitArrays:
     """Random tokens; all positions are scored."""
-    from manticore.evaluation.mad.training import SplitArrays
+    from manticore.evaluation.mad.training_types import SplitArrays
 
     generator = numpy.random.default_rng(0)
     train, valid, test = (

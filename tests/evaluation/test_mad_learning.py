@@ -8,7 +8,8 @@ from manticore.evaluation.mad import protocol
 from manticore.evaluation.mad.entry import entry_of_layers
 from manticore.evaluation.mad.group import bounds_of, build_model, splits_of
 from manticore.evaluation.mad.plan import shared_settings
-from manticore.evaluation.mad.training import Outcome, Point, TrainSettings, train_points
+from manticore.evaluation.mad.training import train_points
+from manticore.evaluation.mad.training_types import Outcome, Point, TrainSettings
 
 BASELINE = protocol("baseline")
 

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from manticore.evaluation.mad import stacked, training
+from manticore.evaluation.mad import stacked
+from manticore.evaluation.mad.stack import Stack
 from manticore.evaluation.mad.stacked_adamw import StackedAdamW
-from manticore.evaluation.mad.training import Point, SplitArrays, TrainSettings, train_points
+from manticore.evaluation.mad.training import train_points
 from manticore.evaluation.mad.training_data import BatchOrder
+from manticore.evaluation.mad.training_loss import logits_of
+from manticore.evaluation.mad.training_types import Point, SplitArrays, TrainSettings
 from manticore.models.configuration_mixer_lm import MixerLMConfig
 from manticore.models.mixer_autoencoder import MixerAutoEncoder
 from manticore.models.modeling_mixer_lm import MixerForCausalLM
@@ -183,7 +186,7 @@ def test_progress_counts_every_step_once_even_of_trials_that_end_early() -> None
 def test_stacked_adamw_takes_the_steps_of_torchs_own() -> None:
     settings = dataclasses.replace(SHORT, grad_clip=1.0, steps=7, warmup=0)
     points = [Point(1e-2, 0.1, 0), Point(3e-3, 0.0, 1)]
-    stack = stacked.Stack(Shift, points, torch.device("cpu"))
+    stack = Stack(Shift, points, torch.device("cpu"))
     ours = StackedAdamW(stack, points, settings)
     rows = [nn.Parameter(row.clone()) for row in stack.weights]
     sizes = [p.numel() for p in stack.parameters.values()]
@@ -279,4 +282,4 @@ def test_wrong_arrays_engines_and_models_are_named() -> None:
     with pytest.raises(ValueError, match="Known: auto, one-by-one, stacked"):
         train_points(Shift, POINTS, SPLITS, SHORT, engine="all")
     with pytest.raises(ValueError, match=r"must return logits \(batch, seq, vocab\)"):
-        training.logits_of(torch.zeros(3, 4))
+        logits_of(torch.zeros(3, 4))

@@ -96,7 +96,7 @@ def check_hf(name: str, config: Mapping[str, Any], longest: int) -> None:
     """Raise when a configuration's model cannot be built, is too short, or sees the future."""
     import torch
 
-    from manticore.evaluation.mad.training import logits_of
+    from manticore.evaluation.mad.training_loss import logits_of
     from manticore.seeds import torch_generator
 
     limit = getattr(hf_config(config, 16), "max_position_embeddings", None)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from manticore.evaluation.mad.training import Outcome, SplitArrays
+    from manticore.evaluation.mad.training_types import Outcome, SplitArrays
 
 DIGITS = 5
 """Of the losses of a curve; the final numbers keep all of theirs."""
@@ -30,7 +30,8 @@ def train_group(job: dict[str, Any]) -> dict[str, Any]:
     Returns:
         {"outcomes": one JSON object for each point, in order}.
     """
-    from manticore.evaluation.mad.training import Point, TrainSettings, train_points
+    from manticore.evaluation.mad.training import train_points
+    from manticore.evaluation.mad.training_types import Point, TrainSettings
 
     shared = job["shared"]
     training = {**shared["training"], "betas": tuple(shared["training"]["betas"])}
@@ -73,7 +74,7 @@ def setting_of(shared: dict[str, Any]) -> Setting:
 
 def splits_of(shared: dict[str, Any]) -> SplitArrays:
     """The three splits; with compat "mad-lab" the test split also plays validation."""
-    from manticore.evaluation.mad.training import SplitArrays
+    from manticore.evaluation.mad.training_types import SplitArrays
 
     options = tuple(sorted(shared["options"].items()))
     sizes = tuple(shared[f"num_{split}"] for split in ("train", "valid", "test"))

@@ -120,7 +120,7 @@ def shared_settings(
     entry: Entry, protocol: Protocol, setting: Setting, steps: int
 ) -> dict[str, Any]:
     """Everything but the point that decides a training, as JSON."""
-    from manticore.evaluation.mad.training import TrainSettings
+    from manticore.evaluation.mad.training_types import TrainSettings
 
     training = dataclasses.asdict(TrainSettings(**protocol.training(steps)))
     return {

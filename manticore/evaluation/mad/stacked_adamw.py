@@ -9,16 +9,13 @@ Legend: P trials, N parameters of one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from manticore.evaluation.mad.training import Point, TrainSettings
+from manticore.evaluation.mad.stack import Stack
+from manticore.evaluation.mad.training_types import Point, TrainSettings
 from manticore.training.optimizers import decays
-
-if TYPE_CHECKING:
-    from manticore.evaluation.mad.stacked import Stack
 
 
 class StackedAdamW:

@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from manticore.evaluation.mad.training import Arrays
+from manticore.evaluation.mad.training_types import Arrays
 from manticore.seeds import numpy_generator
 
 

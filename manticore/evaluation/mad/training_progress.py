@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from manticore.evaluation.mad.metrics import Metrics
-from manticore.evaluation.mad.training import CurvePoint, Outcome, Point, TrainSettings
+from manticore.evaluation.mad.training_types import CurvePoint, Outcome, Point, TrainSettings
 
 
 @dataclass

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from manticore.evaluation.mad.metrics import Metrics, MetricSums
-from manticore.evaluation.mad.training import (
+from manticore.evaluation.mad.training_data import BatchOrder, call_options, in_batches, to_tensors
+from manticore.evaluation.mad.training_loss import logits_of, mean_loss
+from manticore.evaluation.mad.training_progress import Progress
+from manticore.evaluation.mad.training_types import (
     BuildModel,
     Outcome,
     Point,
     SplitArrays,
     TrainSettings,
-    logits_of,
-    mean_loss,
 )
-from manticore.evaluation.mad.training_data import BatchOrder, call_options, in_batches, to_tensors
-from manticore.evaluation.mad.training_progress import Progress
 from manticore.seeds import torch_generator
 from manticore.training.optimizers import decays
 
