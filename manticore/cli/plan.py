@@ -6,11 +6,14 @@ moment at which their sum is largest. On a CPU the sum is what torch allocates, 
 percent. Not counted: the program itself (about 0.5 GB for each process), scratch space inside
 kernels, the allocator's fragmentation and a GPU's context (together about a tenth; the plan says
 "tight" within 15 %), and the moment of writing a checkpoint. A plan is for one training at a time.
+Plans are made of recipes for pretraining, hybrids, adapters and transfers. `manticore mad` has no
+recipes and needs no plan: its models are 128 channels wide and train on any machine.
 
 Example:
     manticore plan recipes/hybrids/quickstart.yaml --memory 16GB
     manticore plan recipes/zoo/mamba-maths.yaml --gpu 80GB train.batch_size=4096
     manticore plan recipes/more/maths.yaml --gpu 24GB --json
+    manticore plan recipes/transfer/prose.yaml --memory 200MB
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from manticore.config.transfer_recipe import StudentAdapterConfig
 from manticore.evaluation.memory_plan import Memory, Stage
 
 
@@ -33,7 +34,7 @@ class Outcome:
     """Bytes of the largest stage."""
 
 
-SECTIONS = {"pretrain": "train", "hybrid": "finetune", "adapt": "train"}
+SECTIONS = {"pretrain": "train", "hybrid": "finetune", "adapt": "train", "transfer": "train"}
 """Where a kind of recipe says how it trains."""
 
 
@@ -112,6 +113,8 @@ def ladders(recipe: Any) -> Iterator[list[Change]]:
         yield from _of_hybrid(recipe)
     if recipe.kind == "adapt" and any(method.method == "full" for method in recipe.methods):
         yield [Change(title="LoRA of rank 8 in place of full fine-tuning", adapters=True)]
+    if recipe.kind == "transfer":
+        yield from _of_transfer(recipe)
     if recipe.kind == "hybrid":
         title = (
             "LoRA of rank 8 on the hybrid, from Python: peft.get_peft_model(hybrid, "
@@ -135,6 +138,18 @@ def _of_hybrid(recipe: Any) -> Iterator[list[Change]]:
         yield [Change(title=title, keys=("hybrid.router=false",))]
 
 
+def _of_transfer(recipe: Any) -> Iterator[list[Change]]:
+    title = "fewer rows to scale new mixers on"
+    yield [
+        Change(title=title, keys=(f"calibration_rows={rows}",))
+        for rows in (recipe.calibration_rows // 4, 1)
+        if 0 < rows < recipe.calibration_rows
+    ]
+    if any(_takes_adapter(recipe, row) for row in recipe.rows):
+        title = "rows that inherit with adapter: {method: lora} on the inherited matrices"
+        yield [Change(title=title, adapters=True)]
+
+
 def _last_resorts(recipe: Any, section: str) -> Iterator[list[Change]]:
     batch_size, seq_len = getattr(recipe, section).batch_size, recipe.data.seq_len
     if batch_size > 1:
@@ -154,6 +169,21 @@ def _pieces(batch_size: int, now: int) -> list[int]:
         now = min(2 * now, batch_size)
         found.append(now)
     return found
+
+
+def with_student_adapters(recipe: Any) -> Any:
+    """A transfer recipe whose inherited matrices are trained by LoRA only."""
+    lora = StudentAdapterConfig(method="lora", settings={"r": 8})
+    rows = tuple(
+        dataclasses.replace(row, adapter=lora, freeze=False) if _takes_adapter(recipe, row) else row
+        for row in recipe.rows
+    )
+    return dataclasses.replace(recipe, rows=rows)
+
+
+def _takes_adapter(recipe: Any, row: Any) -> bool:
+    trains = recipe.steps_of(row)[1] > 0
+    return trains and row.copy != "scratch" and row.adapter is None
 
 
 def with_adapters(recipe: Any) -> Any:

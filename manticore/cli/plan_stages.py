@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from manticore.cli.adapt_run import check_methods
-from manticore.cli.plan_changes import with_adapters
+from manticore.cli.plan_changes import with_adapters, with_student_adapters
 from manticore.cli.pretraining import build_model
 from manticore.config.adapter_recipe import AdaptRecipe
 from manticore.config.recipes import HybridRecipe, PretrainRecipe
+from manticore.config.transfer_recipe import TransferRecipe
+from manticore.conversion.memory_stages import check_rows, transfer_stages
 from manticore.evaluation.language import causal_loss
 from manticore.evaluation.memory_plan import (
     Memory,
@@ -81,6 +83,10 @@ def _adapt_stages(recipe: AdaptRecipe, base: Path, adapters: bool) -> list[Stage
     return tuning_stages(with_adapters(recipe) if adapters else recipe, base)
 
 
+def _transfer_stages(recipe: TransferRecipe, base: Path, adapters: bool) -> list[Stage]:
+    return transfer_stages(with_student_adapters(recipe) if adapters else recipe, base)
+
+
 KINDS = {
     "pretrain": Kind(
         recipe=PretrainRecipe, check=lambda recipe, base: None, stages=pretrain_stages
@@ -89,4 +95,5 @@ KINDS = {
     "adapt": Kind(
         recipe=AdaptRecipe, check=lambda recipe, base: check_methods(recipe), stages=_adapt_stages
     ),
+    "transfer": Kind(recipe=TransferRecipe, check=check_rows, stages=_transfer_stages),
 }

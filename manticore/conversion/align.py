@@ -10,7 +10,7 @@ converted layers of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,13 @@ def mixer_parameters(model: ConvertedForCausalLM) -> list[nn.Parameter]:
         p for i in converted_layers(model) for p in mixer_of(model, i).parameters()
         if p.requires_grad
     ]  # fmt: skip
+
+
+def train_only(trained: Iterable[nn.Parameter], model: nn.Module) -> None:
+    """Let nothing else of the model take gradients."""
+    model.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
 def mixer_of(model: ConvertedForCausalLM, index: int) -> nn.Module:

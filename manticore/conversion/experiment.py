@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from manticore.config import to_plain
 from manticore.config.recipes import SampleConfig
@@ -89,17 +91,21 @@ class TransferExperiment:
             return self.folder.record("samples")["samples"]
         tokenizer = teacher_tokenizer(self.recipe, self.base)
         seed = derive_seed(self.recipe.seed, "samples") % 2**31
-        writers = {"teacher": prepared(trial_recipe(self.recipe), self.base).source}
-        for row in self.rows() if settings.prompts else []:
-            one = {**row, "seed": row["seeds"][0]}
-            writers[row["id"]] = trained_student(self.recipe, one, self.base, self.folder.path)
-        samples = [
-            {"row": name, **sample(model, tokenizer, prompt, settings, seed)}
-            for prompt in settings.prompts
-            for name, model in writers.items()
-        ]
+        by_prompt: list[list[dict[str, Any]]] = [[] for _ in settings.prompts]
+        for name, writer in self._writers() if settings.prompts else ():
+            for prompt, samples in zip(settings.prompts, by_prompt, strict=True):
+                written = sample(writer, tokenizer, prompt, settings, seed)
+                samples.append({"row": name, **written})
+        samples = [one for samples in by_prompt for one in samples]
         self.folder.finish("samples", {"samples": samples})
         return samples
+
+    def _writers(self) -> Iterator[tuple[str, PreTrainedModel]]:
+        """The teacher and every row's model of the first seed, one in memory at a time."""
+        yield "teacher", prepared(trial_recipe(self.recipe), self.base).source
+        for row in self.rows():
+            one = {**row, "seed": row["seeds"][0]}
+            yield row["id"], trained_student(self.recipe, one, self.base, self.folder.path)
 
     def _train(self, wanted: Sequence[tuple[str, float, int]]) -> list[dict[str, Any]]:
         by_id = {row.id: row for row in self.recipe.rows}

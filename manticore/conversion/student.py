@@ -22,7 +22,7 @@ from torch import nn
 from manticore.config.load import from_plain
 from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
 from manticore.conversion.accounting import Ledger
-from manticore.conversion.align import align_loss, converted_layers, mixer_parameters
+from manticore.conversion.align import align_loss, converted_layers, mixer_parameters, train_only
 from manticore.conversion.distil import distillation_loss
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.conversion.plan import TransferPlan
@@ -31,6 +31,7 @@ from manticore.conversion.threshold import Unfreezing, said_when_thawed
 from manticore.conversion.trained_parts import adapted, parameter_groups
 from manticore.conversion.transfer import transfer
 from manticore.evaluation.language import causal_loss, losses_by_kind
+from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
 from manticore.training import TrainConfig, TrainResult, load_weights, train
@@ -104,7 +105,7 @@ class Student:
         """The student before any training."""
         recipe, row = self.recipe, self.row
         calibration = None
-        if row.calibrate and row.copy != "scratch" and recipe.calibration_rows:
+        if is_calibrated(recipe, row):
             seed = derive_seed(recipe.seed, recipe.name, "calibration")
             calibration = self.data.batches("train", recipe.calibration_rows, seed).batch_at(0)
         return transfer(
@@ -133,11 +134,13 @@ class Student:
         return curve
 
     def _align(self, model: ConvertedForCausalLM, folder: RunFolder) -> TrainResult:
-        return train(
+        mixers = mixer_parameters(model)
+        train_only(mixers, model)  # matched blocks would give gradients that nobody uses
+        result = train(
             model,
             self._batches("align"),
             self._config(self.align_steps, self.recipe.align.lr),
-            parameters=mixer_parameters(model),
+            parameters=mixers,
             loss_fn=align_loss(self.teacher, self.recipe.align.match),
             folder=folder.path / "align",
             name=f"{self.row.id}: align",
@@ -147,6 +150,8 @@ class Student:
             seed=derive_seed(self.seed, self.recipe.name, "align"),
             final_only=True,
         )
+        model.requires_grad_(True)
+        return result
 
     def _train(
         self, model: ConvertedForCausalLM, plan: TransferPlan, folder: RunFolder
@@ -157,6 +162,8 @@ class Student:
         trained: nn.Module = model
         if self.row.adapter is not None:
             trained, groups = adapted(model, plan, self.row.adapter)
+        if self.recipe.train.gradient_checkpointing:
+            recompute_activations(trained)
         with said_when_thawed(director):
             result = self._trained_stage(trained, groups, director, folder)
         model.requires_grad_(True)
@@ -168,9 +175,9 @@ class Student:
         return train(
             trained,
             self._batches("train"),
-            self._config(self.steps, self.lr),
+            self._config(self.steps, self.lr, self.recipe.train.grad_accumulation),
             parameters=groups,
-            loss_fn=self._loss(),
+            loss_fn=student_loss(self.recipe, self.row, self.teacher),
             folder=folder.path / "train",
             name=f"{self.row.id}: train",
             log=lambda line: folder.log({**line, "stage": "train", "row": self.row.id}),
@@ -183,15 +190,11 @@ class Student:
             director=director,
         )
 
-    def _loss(self) -> Any:
-        if not self.row.distil:
-            return causal_loss
-        return distillation_loss(self.teacher, self.recipe.distil)
-
-    def _config(self, steps: int, lr: float) -> TrainConfig:
+    def _config(self, steps: int, lr: float, pieces: int = 1) -> TrainConfig:
         section = self.recipe.train
         names = "weight_decay beta2 clip warmup_steps schedule checkpoint_every precision"
-        return TrainConfig(**{n: getattr(section, n) for n in names.split()}, steps=steps, lr=lr)
+        shared = {name: getattr(section, name) for name in names.split()}
+        return TrainConfig(**shared, steps=steps, lr=lr, grad_accumulation=pieces)
 
     def _point(self, model: nn.Module, ledger: Ledger) -> dict[str, float]:
         return {"loss": self._validation(model), **ledger.so_far()}
@@ -207,6 +210,16 @@ class Student:
             until = memory["unfrozen_at"]
             frozen = 1.0 if until is None else min(1.0, until / self.steps / share)
         return {"frozen": frozen, "new": 1 - plan.share_inherited, "distil": self.row.distil}
+
+
+def is_calibrated(recipe: TransferRecipe, row: StudentConfig) -> bool:
+    """Whether the row's new mixers are scaled on a batch."""
+    return row.calibrate and row.copy != "scratch" and recipe.calibration_rows > 0
+
+
+def student_loss(recipe: TransferRecipe, row: StudentConfig, teacher: nn.Module) -> Any:
+    """What the row is trained on."""
+    return distillation_loss(teacher, recipe.distil) if row.distil else causal_loss
 
 
 def trained_student(

@@ -31,6 +31,14 @@ _MOST_COMPUTED = {True: 1 << 20, False: 1 << 26}
 """Largest tensors that are computed for real, in bytes: floating-point ones, others."""
 
 
+_INDEXING = {
+    torch.ops.aten.index,
+    torch.ops.aten.index_put,
+    torch.ops.aten.index_put_,
+    torch.ops.aten._index_put_impl_,
+}
+
+
 class Shadow:
     """Models and steps without numbers; everything that meets must come from one Shadow."""
 
@@ -83,6 +91,8 @@ class _Computing(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func.overloadpacket in _INDEXING:
+            args = (args[0], _positions_of(args[1]), *args[2:])
         given = _tensors((args, kwargs))
         has_shadow = any(isinstance(tensor, FakeTensor) for tensor in given)
         try:
@@ -159,6 +169,19 @@ class Tally(_Computing):
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _positions_of(indices: Any) -> list[Any]:
+    """Indices whose masks, where they have numbers, became the places that they name."""
+    found: list[Any] = []
+    for index in indices:
+        is_mask = isinstance(index, Tensor) and index.dtype == torch.bool
+        if not is_mask or isinstance(index, FakeTensor):
+            found.append(index)
+            continue
+        with unset_fake_temporarily():
+            found += index.nonzero(as_tuple=True)
+    return found
 
 
 def _is_computable(given: list[Tensor], made: list[Tensor]) -> bool:

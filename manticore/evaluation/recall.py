@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from manticore.seeds import derive_seed, numpy_generator
 from manticore.tasks.mad import make_data
@@ -84,19 +83,24 @@ def mqar_rows(vocab_size: int, probe: RecallProbe) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(inputs + _FIRST), torch.from_numpy(targets)
 
 
+@torch.no_grad()
+def next_token_outcomes(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Nats of each next token, and whether it was thought the likeliest: both (rows, seq - 1)."""
+    logits, following = _logits(model, ids), ids[:, 1:]
+    said = logits.log_softmax(dim=-1)[:, :-1].gather(-1, following.unsqueeze(-1))
+    return -said.squeeze(-1), logits.argmax(dim=-1)[:, :-1] == following
+
+
 _FIRST = 8
 
 
 @torch.no_grad()
 def _induction(model: nn.Module, vocab_size: int, probe: RecallProbe) -> dict[str, float]:
-    ids = induction_rows(vocab_size, probe)
-    logits = _logits(model, ids)[:, :-1]
-    nats = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    nats, hits = next_token_outcomes(model, induction_rows(vocab_size, probe))
     # The second copy's first token follows nothing that has been seen.
     first, second = slice(0, probe.copied - 1), slice(probe.copied, None)
-    hits = logits.argmax(dim=-1)[:, second] == ids[:, 1:][:, second]
     return {
-        "induction_accuracy": float(hits.double().mean()),
+        "induction_accuracy": float(hits[:, second].double().mean()),
         "induction_gain": float(nats[:, first].double().mean() - nats[:, second].double().mean()),
     }
 

@@ -21,6 +21,7 @@ from manticore.tuning.batches import collate
 from manticore.tuning.evaluate import tuning_loss
 from manticore.tuning.memory_stages import example_row, tuning_stages
 from manticore.tuning.models import shell_model
+from tests.conversion.students import plain_recipe, teacher_folder
 from tests.evaluation.test_memory_plan import TOLERANCE, allocated
 
 HYBRID = "recipes/hybrids/quickstart.yaml"
@@ -104,6 +105,27 @@ def test_what_does_not_fit_gets_advice_and_the_advice_holds(capsys, tmp_path):
     assert status == 0
     assert changed["total"] == first["total"]
     assert changed["changes"] == []
+
+
+def test_a_transfer_recipe_is_planned_by_stage_and_its_advice_holds(capsys, tmp_path):
+    rows = [
+        {"id": "scratch", "copy": "scratch"},
+        {"id": "told", "copy": "all", "distil": True},
+        {"id": "alike", "copy": "all", "distil": True, "calibrate": False},
+    ]
+    plain = plain_recipe(rows, samples={"prompts": ["1 + 1"], "max_new_tokens": 4})
+    recipe = teacher_folder(tmp_path) / "tiny.yaml"
+    recipe.write_text(json.dumps(plain))
+    words = [str(recipe), "train.batch_size=320", "--memory", "300MB"]
+    status, plan = plan_of(capsys, *words)
+    names = [stage["name"] for stage in plan["stages"]]
+    assert {"training scratch", "distilling told and 1 alike", "samples"} <= set(names)
+    assert (status, plan["verdict"]) == (1, "does not fit")
+    pieces = plan["changes"][0]
+    assert pieces["keys"] == ["train.grad_accumulation=2"]
+    assert pieces["total"] <= 300e6
+    status, changed = plan_of(capsys, *words, *pieces["keys"])
+    assert (status, changed["total"]) == (0, pieces["total"])
 
 
 def test_memory_is_given_with_a_unit():
