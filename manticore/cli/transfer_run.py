@@ -123,7 +123,7 @@ def write_models(experiment: TransferExperiment, result: dict[str, Any]) -> None
 def describe(
     recipe: TransferRecipe, plans: dict[str, Any], seeds: list[int], out: Path
 ) -> list[str]:
-    """What a dry run prints: the recipe, each row's plan in short, trainings and files."""
+    """What a dry run prints: the recipe, every row's plan, trainings and files."""
     from manticore.conversion.plan import table_lines
 
     lines = [dump_yaml(recipe).rstrip()]
@@ -131,8 +131,11 @@ def describe(
         plan = plans[row.id]
         lines.append(f"{row.id}: {plan.parameters:,} parameters, {_stages(recipe, row)}")
         lines += [f"  {line}" for line in plan.summary_lines()]
-    fullest = max(plans.values(), key=lambda plan: plan.inherited)
-    lines += ["the fullest plan:", *table_lines(fullest.rows)]
+    by_plan: dict[Any, list[str]] = {}
+    for name, plan in plans.items():
+        by_plan.setdefault(plan.rows, []).append(name)
+    for rows, names in by_plan.items():
+        lines += [f"the plan of {', '.join(names)}:", *table_lines(rows)]
     tried = len(recipe.rates) or 1
     count = sum(1 if row.lr else tried for row in recipe.rows) + len(recipe.rows) * (len(seeds) - 1)
     row_tokens = recipe.train.batch_size * recipe.data.seq_len

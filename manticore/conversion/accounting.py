@@ -7,7 +7,8 @@ weights that are trained:
     alignment: the teacher's F, and 3 F of the student's converted layers alone
     distillation: the teacher's F beside the student's
 
-The student's backward pass counts activations of all layers, also below the lowest one that is
+Under an adapter D is the share of new weights; the adapter's own small products are left out. The
+student's backward pass counts activations of all layers, also below the lowest one that is
 trained, so the sum is an upper bound.
 """
 

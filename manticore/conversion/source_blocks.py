@@ -120,7 +120,9 @@ def _common_blocks(config: Any, **fields: Any) -> BlockSpec:
     """What all configs spell alike; `fields` over it."""
     n_layers, n_heads = config.num_hidden_layers, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-    frequencies, amplitude = rotary_of(config, head_dim)
+    # The other families turn all channels, whatever their config says.
+    partial = config.model_type in ("gpt_neox", "phi")
+    frequencies, amplitude = rotary_of(config, head_dim, partial)
     values = {
         "hidden_size": config.hidden_size,
         "n_layers": n_layers,
@@ -138,21 +140,24 @@ def _common_blocks(config: Any, **fields: Any) -> BlockSpec:
     return BlockSpec(**{**values, **fields})
 
 
-def rotary_of(config: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
+def rotary_of(config: Any, head_dim: int, partial: bool = True) -> tuple[tuple[float, ...], float]:
     """Angles per position of each rotated pair of channels, and the factor on their amplitude.
+
+    Args:
+        partial: whether the family heeds a setting that only some channels turn.
 
     Raises:
         ValueError: angles that depend on the length, which no fixed table expresses.
     """
     if config.model_type == "gptj":
-        return _plain_angles(config.rotary_dim or head_dim, 10000.0), 1.0
+        return plain_angles(config.rotary_dim or head_dim, 10000.0), 1.0
     rope = getattr(config, "rope_parameters", None)
     if rope is None:
         return (), 1.0
     kind = rope.get("rope_type", "default")
     if kind == "default":
-        rotated = int(head_dim * rope.get("partial_rotary_factor", 1.0))
-        return _plain_angles(rotated, rope["rope_theta"]), 1.0
+        share = rope.get("partial_rotary_factor", 1.0) if partial else 1.0
+        return plain_angles(int(head_dim * share), rope["rope_theta"]), 1.0
     if kind not in ("linear", "llama3", "yarn"):
         raise ValueError(
             f"The source has rotary positions of kind {kind!r}, whose angles depend on the length. "
@@ -162,7 +167,8 @@ def rotary_of(config: Any, head_dim: int) -> tuple[tuple[float, ...], float]:
     return tuple(frequencies.tolist()), float(amplitude)
 
 
-def _plain_angles(rotated: int, base: float) -> tuple[float, ...]:
+def plain_angles(rotated: int, base: float) -> tuple[float, ...]:
+    """base ** (-2 i / R) for each pair i of the R rotated channels."""
     # In float32 and in this order, as the families compute them: angles grow with the position,
     # and so does a difference in the last bit.
     exponents = torch.arange(0, rotated, 2, dtype=torch.float32) / rotated

@@ -34,7 +34,7 @@ from manticore.evaluation.language import causal_loss, losses_by_kind
 from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
-from manticore.training import TrainConfig, TrainResult, load_weights, train
+from manticore.training import ParameterGroup, TrainConfig, TrainResult, load_weights, train
 from manticore.training.batches import Batch
 
 
@@ -161,7 +161,7 @@ class Student:
         groups, director = parameter_groups(model, plan, rule, self.steps)
         trained: nn.Module = model
         if self.row.adapter is not None:
-            trained, groups = adapted(model, plan, self.row.adapter)
+            trained, groups = self.adapted(model, plan)
         if self.recipe.train.gradient_checkpointing:
             recompute_activations(trained)
         with said_when_thawed(director):
@@ -196,6 +196,14 @@ class Student:
         shared = {name: getattr(section, name) for name in names.split()}
         return TrainConfig(**shared, steps=steps, lr=lr, grad_accumulation=pieces)
 
+    def adapted(
+        self, model: ConvertedForCausalLM, plan: TransferPlan
+    ) -> tuple[nn.Module, dict[str, ParameterGroup]]:
+        """The model under the row's adapter, whose first weights the seed fixes."""
+        assert self.row.adapter is not None
+        seed = derive_seed(self.seed, self.recipe.name, "adapter")
+        return adapted(model, plan, self.row.adapter, seed)
+
     def _point(self, model: nn.Module, ledger: Ledger) -> dict[str, float]:
         return {"loss": self._validation(model), **ledger.so_far()}
 
@@ -205,7 +213,7 @@ class Student:
 
     def _trained(self, plan: TransferPlan, memory: Mapping[str, Any], share: float) -> Any:
         """How the tokens until here were trained, for the ledger."""
-        frozen = 0.0
+        frozen = 1.0 if self.row.adapter else 0.0
         if self.row.freeze:
             until = memory["unfrozen_at"]
             frozen = 1.0 if until is None else min(1.0, until / self.steps / share)
@@ -231,7 +239,7 @@ def trained_student(
     model, plan = student.transferred()
     wrapped: Any = model
     if row.adapter is not None:
-        wrapped, _ = adapted(model, plan, row.adapter)
+        wrapped, _ = student.adapted(model, plan)
     stage = "train" if student.steps else "align"
     load_weights(run / result["folder"] / stage / "final", {"model": wrapped})
     if row.adapter is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from manticore.config.transfer_recipe import FreezeConfig, StudentAdapterConfig
@@ -34,9 +35,13 @@ def parameter_groups(
 
 
 def adapted(
-    model: ConvertedForCausalLM, plan: TransferPlan, adapter: StudentAdapterConfig
+    model: ConvertedForCausalLM, plan: TransferPlan, adapter: StudentAdapterConfig, seed: int = 0
 ) -> tuple[nn.Module, dict[str, ParameterGroup]]:
-    """The model with an adapter on its inherited matrices; new tensors are trained whole."""
+    """The model with an adapter on its inherited matrices; new tensors are trained whole.
+
+    Args:
+        seed: of the adapter's first weights.
+    """
     from manticore.tuning.methods import adapt
 
     inherited = set(plan.inherited_names())
@@ -45,7 +50,9 @@ def adapted(
         if isinstance(module, nn.Linear) and f"{name}.weight" in inherited
     ]  # fmt: skip
     new = [p for name, p in model.named_parameters() if name not in inherited]
-    wrapped = adapt(model, adapter.method, adapter.settings, targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # PEFT draws from the global generator
+        wrapped = adapt(model, adapter.method, adapter.settings, targets)
     for parameter in new:
         parameter.requires_grad_(True)
     trained = [p for p in wrapped.parameters() if p.requires_grad]

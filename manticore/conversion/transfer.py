@@ -61,6 +61,11 @@ def transfer(
     read = read_source(model_in)
     config = converted_config(read, target, keep)
     if calibration is not None:
+        if calibration.dim() != 2 or not calibration.numel():
+            raise ValueError(
+                f"calibration has the shape {tuple(calibration.shape)}. Give (batch, seq) token "
+                "ids, or leave it out."
+            )
         check_ids([calibration], config.vocab_size)
     generator = torch_generator(seed, "conversion", "initial weights")
     model = ConvertedForCausalLM.from_generator(config, generator)

@@ -12,7 +12,11 @@ from manticore.text.tokenizers import check_same_tokenizer, load_tokenizer
 
 
 def check_ids(texts: Iterable[Tensor], vocab_size: int) -> None:
-    """Raise ValueError if token ids, of any shape, go beyond the source's table."""
+    """Raise ValueError if token ids, of any shape, are none, or not in the source's table."""
+    texts = list(texts)
+    for ids in texts:
+        if ids.is_floating_point() or (ids.numel() and int(ids.min()) < 0):
+            raise ValueError(f"Token ids are whole numbers from 0 on, not {ids.flatten()[:4]}.")
     highest = max((int(ids.max()) for ids in texts if ids.numel()), default=-1)
     if highest >= vocab_size:
         raise ValueError(

@@ -116,7 +116,10 @@ def test_a_dry_run_tells_plans_and_trainings_and_writes_nothing(folder: Path, ca
     assert "transfer, align 2 steps, train 4 steps (distil)" in said
     assert "transfer, train 6 steps (freeze)" in said
     assert "trainings: 9" in said
-    assert "model.layers.0.mixer.gate.weight" in said
+    for row in ("scratch", "paper", "kept"):
+        table = said.split(f"the plan of {row}:")[1].split("the plan of")[0]
+        assert "mixer.gate.weight" in table
+        assert "lm_head.weight" in table
     assert "would write: runs/tiny/result.json" in said
     assert sorted(path.name for path in folder.iterdir()) == before
 

@@ -62,6 +62,15 @@ def test_scaled_rotary_positions_carry_over(rope):
     assert maximal(model(ids).logits - source(ids).logits) < 1e-5
 
 
+@torch.no_grad()
+def test_a_share_of_channels_that_the_family_does_not_heed_is_not_heeded():
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    source = tiny("llama", rope_parameters=rope)
+    model, _ = transfer(source, "attention", copy="all")
+    ids = token_ids(source, 1, 60)
+    assert maximal(model(ids).logits - source(ids).logits) < 1e-5
+
+
 def test_angles_that_depend_on_the_length_are_refused():
     config = tiny_config("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0,
                                                    "rope_theta": 10000.0})  # fmt: skip

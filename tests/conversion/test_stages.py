@@ -138,6 +138,36 @@ def test_an_adapter_leaves_the_inherited_weights_and_is_merged_at_the_end(
     assert not torch.equal(kept[str(new)], dict(model.named_parameters())[str(new)])
 
 
+@pytest.mark.parametrize("method", ["lora", "more"])
+def test_the_seed_fixes_an_adapter_even_across_a_kill(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    row: dict[str, Any] = {"adapter": {"method": method}}
+    expected = student(folder, row).run(tmp_path / "whole")
+    backward = GradientStep._backward
+
+    def dying(self: GradientStep, step: int, batch: Any) -> tuple[float, int]:
+        if step == 3:
+            raise Killed
+        return backward(self, step, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GradientStep, "_backward", dying)
+        with pytest.raises(Killed):
+            student(folder, row).run(tmp_path / "killed")
+    torch.rand(7)  # the global stream stands elsewhere
+    found = student(folder, row).run(tmp_path / "killed")
+    assert [p["loss"] for p in found["curve"]] == [p["loss"] for p in expected["curve"]]
+
+
+def test_an_adapter_saves_most_gradients_of_weights(folder: Path, tmp_path: Path) -> None:
+    row: dict[str, Any] = {"adapter": {"method": "lora", "settings": {"r": 2}}}
+    one = student(folder, row)
+    adapted, (model, plan) = one.run(tmp_path), one.transferred()
+    per_token = _ledger(one, model).student_forward * (2 + 1 - plan.share_inherited)
+    assert adapted["flops"] == pytest.approx(adapted["tokens"] * per_token)
+
+
 def test_distillation_is_zero_for_the_teacher_and_cross_entropy_without_weight(
     folder: Path,
 ) -> None:
