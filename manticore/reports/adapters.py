@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from manticore.config.adapter_recipe import HIGHER_IS_BETTER
 from manticore.reports.mad_tables import markdown_of, text_of
 from manticore.reports.numbers import DASH, bytes_text, count_text, loss_text, spread_text
 from manticore.reports.records import read_json
+from manticore.reports.rendering import render
 from manticore.reports.sections import Cell, Line, Table
 from manticore.runs import write_text
 
-TEMPLATES = Path(__file__).parent / "templates"
 NAMES = {
     "loss": "nats",
     "accuracy": "accuracy",
@@ -90,16 +89,8 @@ def render_page(
     code: Sequence[str] = (),
 ) -> str:
     """One self-contained page: opens from disk, needs no network and no script."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
-    return environment.get_template("adapters.html").render(
-        style=style,
+    return render(
+        "adapters.html",
         name=result["name"],
         headline=headline(result),
         tables=tables,

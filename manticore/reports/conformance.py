@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from manticore.reports.page import TEMPLATES
+from manticore.reports.rendering import render
 from manticore.runs import write_text
 
 Record = Mapping[str, Any]
@@ -31,16 +28,9 @@ def markdown_table(reports: Sequence[Record]) -> str:
 
 def write_page(reports: Sequence[Record], out: Path) -> Path:
     """Write the findings as one HTML file that opens from disk, and return its path."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     checks = _checks(reports)
-    page = environment.get_template("conformance.html").render(
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+    page = render(
+        "conformance.html",
         checks=checks,
         sentence=headline(reports),
         legend=_legend(),

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from manticore.evaluation.mad.pocket import CHOSEN_ON
@@ -30,10 +29,10 @@ from manticore.reports.mad_tables import (
     rank_table,
     score_table,
 )
+from manticore.reports.rendering import render
 from manticore.reports.sections import Table
 from manticore.runs import write_text
 
-TEMPLATES = Path(__file__).parent / "templates"
 ABOUT = (
     "Accuracy on the test split in percent, mean over settings and seeds; ± is half of a 95 % "
     "interval, Student's t over seeds (first weights and order of the examples; the examples are "
@@ -94,15 +93,7 @@ def board_sections(records: Sequence[Record]) -> list[BoardSection]:
 
 def render_page(sections: Sequence[BoardSection]) -> str:
     """The page as text; equal records give equal bytes."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
-    return environment.get_template("mad_board.html").render(style=style, sections=sections)
+    return render("mad_board.html", sections=sections)
 
 
 def render_markdown(sections: Sequence[BoardSection]) -> str:

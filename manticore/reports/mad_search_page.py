@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from manticore.reports.front_figure import FrontPoint, draw_front
 from manticore.reports.mad_tables import markdown_of
 from manticore.reports.numbers import DASH, count_text
 from manticore.reports.records import read_json
+from manticore.reports.rendering import render
 from manticore.reports.sections import Cell, Line, Table
 from manticore.runs import write_text
 
-TEMPLATES = Path(__file__).parent / "templates"
 COSTS = {"parameters": "parameters", "state": "state", "flops_per_token": "FLOPs per token"}
 
 
@@ -29,16 +28,8 @@ def write_search_report(record: str | Path, out: str | Path) -> None:
 
 def render_page(found: Mapping[str, Any]) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
-    return environment.get_template("mad_search.html").render(
-        style=style,
+    return render(
+        "mad_search.html",
         summary=summary(found),
         panels=[draw_panel(found, key, title) for key, title in COSTS.items()],
         tables=[front_table(found), screening_table(found)],

@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from manticore.reports import sections
 from manticore.reports.architecture import draw_architecture
 from manticore.reports.curves_figure import curve_panels, draw_curves
@@ -20,10 +17,10 @@ from manticore.reports.headline import headline
 from manticore.reports.mixture_figure import draw_mixture_panel, mixture_paths, searched_rows
 from manticore.reports.palette import Look, component_colour, looks
 from manticore.reports.records import Row, RunRecords, load_rows, load_run, sorted_rows
+from manticore.reports.rendering import render
 from manticore.reports.tables import loss_columns
 from manticore.runs import write_text
 
-TEMPLATES = Path(__file__).parent / "templates"
 # Every figure is drawn for a desk and for a phone; the style sheet shows one of them.
 WIDE, HALF, NARROW = 880.0, 425.0, 342.0
 
@@ -58,16 +55,7 @@ def load_expected(run: RunRecords, expected: str | Path | None = None) -> list[R
 
 def render_report(run: RunRecords, committed: Sequence[Row] = ()) -> str:
     """The page as text; equal records give equal bytes."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
-    page = environment.get_template("report.html")
-    return page.render(style=style, **_texts(run, committed), **_figures(run, committed))
+    return render("report.html", **_texts(run, committed), **_figures(run, committed))
 
 
 def _texts(run: RunRecords, committed: Sequence[Row]) -> dict[str, Any]:

@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from manticore.conversion.goals import tokens_to
 from manticore.reports.mad_tables import markdown_of, text_of
 from manticore.reports.numbers import (
@@ -22,11 +19,11 @@ from manticore.reports.numbers import (
     spread_text,
 )
 from manticore.reports.records import read_json
+from manticore.reports.rendering import render
 from manticore.reports.sections import Cell, Line, Table
 from manticore.reports.transfer_figures import draw_ladder, draw_placement, legend
 from manticore.runs import write_text
 
-TEMPLATES = Path(__file__).parent / "templates"
 HEADER = [
     "student", "loss", "at start", "bits per byte", "at equal FLOPs", "MQAR", "induction",
     "tokens", "FLOPs", "of which teacher", "inherited", "rate", "seeds",
@@ -150,16 +147,9 @@ def transfer_markdown(result: Mapping[str, Any]) -> str:
 def write_transfer_report(record: str | Path, out: str | Path) -> None:
     """Write a ladder's result.json as one self-contained page."""
     result = read_json(Path(record))
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tables = [transfer_table(result), goal_table(result)]
-    page = environment.get_template("transfer.html").render(
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+    page = render(
+        "transfer.html",
         name=result["name"],
         headline=headline(result),
         ladder=draw_ladder(result),
