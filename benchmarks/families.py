@@ -1,8 +1,9 @@
 """Recurrent families against attention: a training step from 128 to 2,048 tokens on the CPU.
 
 Models: d_model 128, 2 layers, batch 2, vocabulary 512, float32; forward + backward of the training
-loss. Attention is Llama's. Growth is the exponent p in seconds ~ tokens^p between two lengths;
-1 is linear. RWKV-4 is timed with transformers' loop and with our scan bound to it.
+loss. Attention is Llama's. Mamba-2, gated DeltaNet (Qwen3-Next's) and RWKV-4 are timed with our
+scans bound and as transformers runs them. Growth is the exponent p in seconds ~ tokens^p between
+two lengths; 1 is linear.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from typing import Any
 
 import torch
 
-from benchmarks._timing import NOTE, cpu_seconds
+from benchmarks._blocks import KEEP_BLOCKS, keeping_large_blocks
+from benchmarks._pair import NOTE, Rounds
 
 BATCH, VOCAB, WIDTH, DEPTH = 2, 512, 128, 2
 LENGTHS = (128, 256, 512, 1024, 2048)
 STOCK_RWKV_LENGTHS = LENGTHS[:-1]
 """Its loop is the slowest by far; three lengths would do to see how it grows."""
+ROUNDS = 7
+FLOOR_LENGTH = 512
 
 _SIZES = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "vocab_size": VOCAB}
 _CONFIGS: dict[str, dict[str, Any]] = {
@@ -41,33 +45,92 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "rwkv": {"rescale_every": 0},
 }
 """Names of families as transformers has them; qwen3_next with gated DeltaNet in every layer."""
+MODELS = {
+    "llama": ("llama", False),
+    **{name: (name, True) for name in ("mamba2", "qwen3_next", "rwkv")},
+    **{f"{name}_transformers": (name, False) for name in ("mamba2", "qwen3_next", "rwkv")},
+}
+"""Names in the record -> family, and whether our scan is bound."""
 
 
 def run() -> dict[str, Any]:
-    """Measure all in one go, length by length, so that ratios share the machine's mood."""
-    models = {name: (name, True) for name in _CONFIGS} | {"rwkv_transformers": ("rwkv", False)}
-    rows = []
-    for seq_len in LENGTHS:
-        chosen = {
-            name: kind
-            for name, kind in models.items()
-            if name != "rwkv_transformers" or seq_len in STOCK_RWKV_LENGTHS
-        }
-        seconds = {name: _seconds(*kind, seq_len) for name, kind in chosen.items()}
-        over = {name: taken / seconds["llama"] for name, taken in seconds.items()}
-        rows.append({"seq_len": seq_len, "seconds": seconds, "over_attention": over})
+    """Measure all in one go, in a process as it is and in one that keeps its large blocks."""
     return {
         "timing": NOTE,
         "batch": BATCH,
         "parameters": {name: _parameters(name) for name in _CONFIGS},
-        "rows": rows,
-        "growth": {name: _growth(name, rows) for name in models},
-        "rwkv_transformers_over_ours": {
-            str(row["seq_len"]): row["seconds"]["rwkv_transformers"] / row["seconds"]["rwkv"]
-            for row in rows
-            if "rwkv_transformers" in row["seconds"]
+        **by_length(),
+        "keeping_large_blocks": {
+            "environment": KEEP_BLOCKS,
+            **keeping_large_blocks("families", "by_length()"),
+        },
+        "mamba2_floor": mamba2_floor(),
+    }
+
+
+def by_length() -> dict[str, Any]:
+    """Every model at every length; at one length they take turns."""
+    rows = [_row(seq_len) for seq_len in LENGTHS]
+    return {"rows": rows, "growth": {name: _growth(name, rows) for name in MODELS}}
+
+
+def _row(seq_len: int) -> dict[str, Any]:
+    names = [n for n in MODELS if n != "rwkv_transformers" or seq_len in STOCK_RWKV_LENGTHS]
+    timed = Rounds({name: _training_step(*MODELS[name], seq_len) for name in names}, ROUNDS)
+    return {
+        "seq_len": seq_len,
+        "seconds": {name: timed.best(name) for name in names},
+        "over_attention": {name: timed.ratio(name, "llama") for name in names},
+        "transformers_over_ours": {
+            name: timed.ratio(f"{name}_transformers", name)
+            for name in names
+            if f"{name}_transformers" in names
         },
     }
+
+
+def mamba2_floor() -> dict[str, float]:
+    """How far a training step of Mamba-2 is from its linear maps, and its scan from its sums.
+
+    The maps alone (input and output of each layer, the head) are run on inputs of the same size.
+    The scan cannot do with fewer than 5 operations for each number of the state and token, twice
+    more in the backward pass; they are counted at the speed of the maps.
+    """
+    step = Rounds(
+        {"step": _training_step("mamba2", True, FLOOR_LENGTH), "maps": _maps(FLOOR_LENGTH)}, ROUNDS
+    )
+    sizes = _CONFIGS["mamba2"]
+    tokens, inner = BATCH * FLOOR_LENGTH, sizes["num_heads"] * sizes["head_dim"]
+    maps = 3 * 2 * tokens * sum(m.weight.numel() for m in _linear_maps())
+    scan = 3 * 5 * tokens * DEPTH * inner * sizes["state_size"]
+    floor = step.best("maps") * (1 + scan / maps)
+    return {
+        "seq_len": FLOOR_LENGTH,
+        "seconds": step.best("step"),
+        "maps_seconds": step.best("maps"),
+        "maps_operations": maps,
+        "scan_operations": scan,
+        "floor_seconds": floor,
+        "measured_over_floor": step.best("step") / floor,
+    }
+
+
+def _linear_maps() -> list[torch.nn.Linear]:
+    return [m for m in _model("mamba2").modules() if isinstance(m, torch.nn.Linear)]
+
+
+def _maps(seq_len: int) -> Callable[[], object]:
+    maps = _linear_maps()
+    inputs = [torch.randn(BATCH, seq_len, m.in_features, requires_grad=True) for m in maps]
+    gradients = [torch.randn(BATCH, seq_len, m.out_features) for m in maps]
+
+    def step() -> None:
+        for linear, x, gradient in zip(maps, inputs, gradients, strict=True):
+            linear.zero_grad()
+            x.grad = None
+            linear(x).backward(gradient)
+
+    return step
 
 
 def _growth(name: str, rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -78,11 +141,6 @@ def _growth(name: str, rows: list[dict[str, Any]]) -> dict[str, float]:
         f"{short}-{long}": math.log(later / earlier) / math.log(long / short)
         for (short, earlier), (long, later) in pairs
     }
-
-
-def _seconds(name: str, bound: bool, seq_len: int) -> float:
-    slow = not bound or seq_len > 512
-    return cpu_seconds(_training_step(name, bound, seq_len), repeats=2 if slow else 4)
 
 
 def _training_step(name: str, bound: bool, seq_len: int) -> Callable[[], object]:

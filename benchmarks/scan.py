@@ -6,10 +6,6 @@ Scan: batch 8, d_inner 512, state 16; forward + backward for every input but the
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,14 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks._blocks import KEEP_BLOCKS, keeping_large_blocks
 from benchmarks._timing import NOTE, cpu_seconds
 
 BATCH, D_INNER, STATE, VOCAB = 8, 512, 16, 512
 LENGTHS = (128, 256, 512, 1024, 2048)
-# glibc takes blocks above 32 MiB from the kernel and gives them back at once, so each large
-# temporary of torch is paid in page faults. One float32 tensor of 8 x 2048 x 512 is the first
-# to cross that line here.
-KEEP_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 def run() -> dict[str, Any]:
@@ -33,7 +26,10 @@ def run() -> dict[str, Any]:
         "timing": NOTE,
         "model": side_by_side(),
         "model_by_length": model_by_length(),
-        "model_by_length_keeping_large_blocks": _in_subprocess("model_by_length", KEEP_BLOCKS),
+        "model_by_length_keeping_large_blocks": {
+            "environment": KEEP_BLOCKS,
+            **keeping_large_blocks("scan", "model_by_length()"),
+        },
         "scan_by_length": scan_by_length(),
         "scan_floor": scan_floor(),
         "decode": decode(),
@@ -158,18 +154,3 @@ def _bandwidth(elements: int) -> float:
     """Return bytes per second of a += a * b over two blocks of this size, read and written."""
     a, b = torch.ones(elements), torch.ones(elements)
     return 3 * 4 * elements / cpu_seconds(lambda: torch.mul(a, b, out=a), 50)
-
-
-def _in_subprocess(function: str, environment: dict[str, str]) -> dict[str, Any]:
-    code = (
-        f"import json, torch; torch.set_num_threads({torch.get_num_threads()}); "
-        f"import benchmarks.scan as b; print(json.dumps(b.{function}()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    return {"environment": environment, **json.loads(done.stdout.splitlines()[-1])}

@@ -7,10 +7,6 @@ costs the same as on a task.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
+from benchmarks._blocks import keeping_large_blocks
 from benchmarks._pair import NOTE, Rounds
 
 if TYPE_CHECKING:
@@ -60,9 +57,6 @@ LAYERS = {
     "gated linear attention": ("mh-gated-linear-attention:n_heads=8", "rwkv6-channel") * 2,
     "gated deltanet": ("gated-deltanet:n_heads=8", "rwkv6-channel") * 2,
 }
-# glibc takes blocks above 32 MiB from the kernel and gives them back at once, so each large
-# temporary of torch is paid in page faults; six stacked trials cross that line, one does not.
-KEEP_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 def run() -> dict[str, Any]:
@@ -76,7 +70,9 @@ def run() -> dict[str, Any]:
         "rows": rows(SIZES.shapes),
     }
     if SIZES.in_subprocess and not on_gpu:
-        found["rows_keeping_large_blocks"] = _rows_in_subprocess()
+        found["rows_keeping_large_blocks"] = keeping_large_blocks(
+            "stacked", "rows(SIZES.shapes[-1:])"
+        )
     return found
 
 
@@ -137,19 +133,3 @@ def random_splits(shape: Shape) -> SplitArrays:
         for size in ((4 * shape.batch, shape.seq_len), *[(2, shape.seq_len)] * 2)
     )
     return SplitArrays(train=train, valid=valid, test=test)
-
-
-def _rows_in_subprocess() -> list[dict[str, Any]]:
-    code = (
-        f"import json, torch; torch.set_num_threads({torch.get_num_threads()}); "
-        "import benchmarks.stacked as b; print(json.dumps(b.rows(b.SIZES.shapes[-1:])))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | KEEP_BLOCKS,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
