@@ -237,7 +237,7 @@ class _TransferPlan:
         model = empty_target(converted_config(self.read, layer, row.keep))
         if row.adapter is None or not with_adapter:
             return model
-        return adapted(model, self.plan_of(row), row.adapter)[0]
+        return adapted(model, self.plan_of(row), row.adapter, self.recipe.seed)[0]
 
 
 def weights_of(*models: nn.Module) -> int:
