@@ -2,8 +2,8 @@
 
 A block of the one is two layers of the other, token mixer and gated MLP. What heads carry and a
 mixer lacks is folded into the weights: their own scale of scores, the gain of each channel, key
-heads that several queries share, another epsilon in the norm. Without those, weights stay bit by
-bit. `manticore.models.exports_fla` takes it from there.
+heads that several queries share. Without those, weights stay bit by bit.
+`manticore.models.exports_fla` takes it from there.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from manticore.conversion.block_spec import BlockSpec
 from manticore.conversion.configuration_converted import ConvertedConfig
 from manticore.conversion.decayed_heads import GLAHeadsSpec, RetentionHeadsSpec, first_log_decays
 from manticore.conversion.heads import HeadsSpec
+from manticore.conversion.mixer_choice import own_settings
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.conversion.recurrent_heads import RecurrentHeadsSpec
 from manticore.conversion.softmax_heads import SoftmaxHeadsSpec
-from manticore.conversion.stock_facts import rope_parameters
+from manticore.conversion.stock_rotary import rope_parameters
 from manticore.mixers.retention import log_decays
 from manticore.models.configuration_mixer_lm import MixerLMConfig
 from manticore.models.modeling_mixer_lm import MixerForCausalLM
@@ -151,7 +152,7 @@ def _retention(spec: Any, block: BlockSpec, state: Tensors, where: str) -> tuple
             f"{32 * 2 ** (spec.n_heads - 1)}. Convert with these."
         )
     settings = {"mixer": "retention", "output_norm": "rms", **_rotation(spec, block, where)}
-    return settings | _shared(spec, block), _recurrent(spec, block, state, where)
+    return settings | _shared(spec), _recurrent(spec, state, where)
 
 
 def _gla(spec: Any, block: BlockSpec, state: Tensors, where: str) -> tuple[Layer, Tensors]:
@@ -167,7 +168,7 @@ def _gla(spec: Any, block: BlockSpec, state: Tensors, where: str) -> tuple[Layer
         "gate_rank": spec.gate_rank,
         "gate_normalizer": spec.gate_normalizer,
     }
-    return settings | _shared(spec, block), _recurrent(spec, block, state, where)
+    return settings | _shared(spec), _recurrent(spec, state, where)
 
 
 _HEADS: dict[type[HeadsSpec], Callable[..., tuple[Layer, Tensors]]] = {
@@ -177,11 +178,11 @@ _HEADS: dict[type[HeadsSpec], Callable[..., tuple[Layer, Tensors]]] = {
 }
 
 
-def _shared(spec: RecurrentHeadsSpec, block: BlockSpec) -> Layer:
-    return {"n_heads": spec.n_heads, "use_gate": spec.use_gate, "norm_eps": block.norm_eps}
+def _shared(spec: RecurrentHeadsSpec) -> Layer:
+    return {"n_heads": spec.n_heads, "use_gate": spec.use_gate, "norm_eps": spec.norm_eps}
 
 
-def _recurrent(spec: Any, block: BlockSpec, state: Tensors, where: str) -> Tensors:
+def _recurrent(spec: Any, state: Tensors, where: str) -> Tensors:
     """Tensors of heads with a norm, as those of a mixer without gains and biases."""
     left = dict(state)
     for name in ("q.bias", "k.bias", "v.bias", "output.bias", "gate.bias"):
@@ -189,9 +190,7 @@ def _recurrent(spec: Any, block: BlockSpec, state: Tensors, where: str) -> Tenso
         if bias is not None and bool(bias.any()):
             hint = " Convert with use_gate: false." if name == "gate.bias" else ""
             raise ValueError(f"{where} has a {name} that is not zero; the mixer has none.{hint}")
-    # norm(c y) with the epsilon e is norm(y) with e / c^2, and y is linear in the queries.
-    factor = _score_factor(spec, where) * math.sqrt(block.norm_eps / spec.norm_eps)
-    left["q.weight"] = _times(left["q.weight"], factor)
+    left["q.weight"] = _times(left["q.weight"], _score_factor(spec, where))
     for name in ("k.weight", "v.weight"):
         left[name] = _for_each_query(left[name], spec)
     gain = left.pop("gain")

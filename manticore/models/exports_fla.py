@@ -17,14 +17,18 @@ from safetensors.torch import save_file
 from manticore.mixers.attention import AttentionSpec
 from manticore.mixers.feature_maps import num_features
 from manticore.mixers.interface import MixerSpec
+from manticore.mixers.mamba import MambaSpec
+from manticore.mixers.rwkv_channel import RWKVChannelSpec
 from manticore.mixers.swiglu import SwiGLUSpec
-from manticore.models.configuration_mixer_lm import MixerLMConfig
+from manticore.models.configuration_mixer_lm import MixerLMConfig, layer_spec
+from manticore.models.fla_epsilon import fold_epsilon, with_one_epsilon
+from manticore.models.fla_places import BARE, KINDS
 from manticore.models.fla_rules import FEATURE_MAPS, RULES
 from manticore.models.imports_fla import config_from_fla
 from manticore.models.modeling_mixer_lm import MixerForCausalLM
 from manticore.models.stock import SPECIAL_TOKENS
-from manticore.models.stock_mixers import plain_spec
-from manticore.models.weights_fla import KINDS, tensors_to_fla
+from manticore.models.stock_parts import what_matters
+from manticore.models.weights_fla import tensors_to_fla
 from manticore.runs import write_json
 
 Keys = dict[str, Any]
@@ -35,10 +39,14 @@ CLASSES = {
     "retnet": "RetNetForCausalLM",
     "delta_net": "DeltaNetForCausalLM",
     "gated_deltanet": "GatedDeltaNetForCausalLM",
+    "rwkv6": "RWKV6ForCausalLM",
+    "mamba": "MambaForCausalLM",
+    "mamba2": "Mamba2ForCausalLM",
 }
 """fla's class of each model."""
 _POSITIONS = 2048
 """fla's own where nothing is said; it limits nothing."""
+_OF_FIRST_WEIGHTS = ("layer_index", "n_layers", "output_gain")
 _CLOSE = 1e-9
 """Widths that were divided and multiplied again."""
 
@@ -50,7 +58,7 @@ def save_as_fla(model: MixerForCausalLM, folder: Path) -> None:
         ValueError: no class of fla computes this; nothing is written.
     """
     config = fla_config(model.config)
-    tensors = tensors_to_fla(model.state_dict(), model.config)
+    tensors = tensors_to_fla(fold_epsilon(model.state_dict(), model.config), model.config)
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
@@ -64,17 +72,18 @@ def fla_config(config: MixerLMConfig) -> Keys:
     Raises:
         ValueError: no class of fla computes this; the message names the first difference.
     """
-    tokens, channel = _blocks(config)
-    kind = _kind(tokens)
+    config = with_one_epsilon(config)
+    specs = config.specs()
+    kind = _kind(specs)
+    tokens = specs if kind in BARE else specs[::2]
+    _check_blocks(config, kind)
     keys: Keys = {
         "model_type": kind,
         "architectures": [CLASSES[kind]],
         "hidden_size": config.hidden_size,
         "num_hidden_layers": len(tokens),
         "vocab_size": config.vocab_size,
-        "hidden_ratio": None,
-        "intermediate_size": channel.width,
-        "hidden_act": "swish",
+        **_channel_keys(specs[-1]),
         "norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "initializer_range": config.initializer_range,
@@ -84,7 +93,7 @@ def fla_config(config: MixerLMConfig) -> Keys:
     }
     native = next(spec for spec in tokens if KINDS[type(spec)] == kind)
     keys |= _keys(native)
-    if kind != "transformer":
+    if kind not in ("transformer", *BARE):
         keys["attn"] = _attention_sections(tokens) or None
     difference = next(_differences(config, config_from_fla(keys)), None)
     if difference is not None:
@@ -92,31 +101,9 @@ def fla_config(config: MixerLMConfig) -> Keys:
     return keys
 
 
-def _blocks(config: MixerLMConfig) -> tuple[list[MixerSpec], SwiGLUSpec]:
-    """The token mixers, one for each of fla's blocks, and the channel mixer beside the first."""
-    specs, names = config.specs(), [str(layer["mixer"]) for layer in config.layers]
-    for index, (spec, name) in enumerate(zip(specs, names, strict=True)):
-        fits = isinstance(spec, SwiGLUSpec) if index % 2 else type(spec) in KINDS
-        if not fits:
-            allowed = "swiglu" if index % 2 else f"one of {', '.join(_known())}"
-            raise ValueError(
-                f"Layer {index} is {name}, and fla's blocks have {allowed} there: each is a token "
-                "mixer and then swiglu."
-            )
-    if not specs or len(specs) % 2:
-        raise ValueError("fla's blocks end with swiglu, and these layers do not.")
-    channel = specs[1]
-    assert isinstance(channel, SwiGLUSpec)
-    return specs[::2], channel
-
-
-def _known() -> list[str]:
-    return sorted({RULES[kind].mixer for kind in KINDS.values()})
-
-
-def _kind(tokens: list[MixerSpec]) -> str:
-    """fla's model: that of the only mixer beside attention."""
-    kinds = {KINDS[type(spec)] for spec in tokens}
+def _kind(specs: list[MixerSpec]) -> str:
+    """fla's model: that of the only token mixer beside attention."""
+    kinds = {KINDS[type(spec)] for spec in specs if type(spec) in KINDS}
     native = sorted(kinds - {"transformer"})
     if len(native) > 1:
         raise ValueError(
@@ -124,6 +111,38 @@ def _kind(tokens: list[MixerSpec]) -> str:
             "or without attention."
         )
     return native[0] if native else "transformer"
+
+
+def _check_blocks(config: MixerLMConfig, kind: str) -> None:
+    """Raise unless the layers are, in turn, what the blocks of fla's model are made of."""
+    channel = {"rwkv6": "rwkv6-channel"}.get(kind, "swiglu")
+    for index, (spec, layer) in enumerate(zip(config.specs(), config.layers, strict=True)):
+        if kind in BARE:
+            fits, allowed = KINDS.get(type(spec)) == kind, kind
+        elif index % 2:
+            fits, allowed = type(spec) is type(layer_spec(channel, config.hidden_size)), channel
+        else:
+            fits, allowed = type(spec) in KINDS, f"one of {', '.join(_known())}"
+        if not fits:
+            raise ValueError(
+                f"Layer {index} is {layer['mixer']}, and fla's {CLASSES[kind]} has {allowed} there."
+            )
+    if not config.layers or (kind not in BARE and len(config.layers) % 2):
+        raise ValueError(f"The blocks of fla's {CLASSES[kind]} end with {channel}; these do not.")
+
+
+def _known() -> list[str]:
+    return sorted({RULES[kind].mixer for kind in KINDS.values()})
+
+
+def _channel_keys(spec: Any) -> Keys:
+    """Keys of the channel mixer; models without one have the activation of their convolution."""
+    if isinstance(spec, RWKVChannelSpec):
+        own = {"hidden_act": "sqrelu", "norm_first": False, "norm_bias": True}
+        return {"hidden_ratio": None, "intermediate_size": spec.inner_width, **own}
+    if isinstance(spec, SwiGLUSpec):
+        return {"hidden_ratio": None, "intermediate_size": spec.width, "hidden_act": "swish"}
+    return {"hidden_act": "silu", "residual_in_fp32": False}
 
 
 def _keys(spec: MixerSpec) -> Keys:
@@ -180,11 +199,22 @@ def _gated_deltanet(spec: Any) -> Keys:
     return {"head_dim": head_dim, "expand_v": spec.value_width / spec.key_width} | _conv(spec)
 
 
+def _rwkv6(spec: Any) -> Keys:
+    return {"num_heads": spec.n_heads, "expand_k": 1.0, "norm_eps": spec.norm_eps}
+
+
+def _mamba(spec: Any) -> Keys:
+    return {"dt_rank": spec.rank, "intermediate_size": spec.inner_width}
+
+
 _OWN: dict[str, Callable[[MixerSpec], Keys]] = {
     "transformer": _attention,
     "linear_attn": _linear,
     "delta_net": _conv,
     "gated_deltanet": _gated_deltanet,
+    "rwkv6": _rwkv6,
+    "mamba": _mamba,
+    "mamba2": lambda spec: {"num_heads": spec.n_heads},  # type: ignore[attr-defined]
 }
 """Keys that do not stand for one of our settings alone."""
 
@@ -214,9 +244,12 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 def _resolved(spec: MixerSpec) -> Keys:
     """Settings as values, where None stands for one that follows from others."""
-    found = {f.name: getattr(plain_spec(spec), f.name) for f in dataclasses.fields(spec)}
+    found = {f.name: getattr(what_matters(spec), f.name) for f in dataclasses.fields(spec)}
+    found = {name: value for name, value in found.items() if name not in _OF_FIRST_WEIGHTS}
     if isinstance(spec, AttentionSpec):
         found |= {"n_kv_heads": spec.kv_heads, "head_dim": spec.head_size}
     if isinstance(spec, SwiGLUSpec):
         found["inner_width"] = spec.width
+    if isinstance(spec, MambaSpec):
+        found["dt_rank"] = spec.rank
     return found

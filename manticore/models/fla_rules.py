@@ -57,7 +57,8 @@ def _swiglu(settings: Settings, width: int) -> dict[str, Any]:
 
 
 def _rwkv6(settings: Settings) -> dict[str, Any]:
-    return {"head_size": settings["_width"] // settings["num_heads"]}
+    head_size = settings["_width"] // settings["num_heads"]
+    return {"head_size": head_size, "norm_eps": settings["norm_eps"]}
 
 
 def _rwkv6_channel(settings: Settings, width: int) -> dict[str, Any]:
@@ -103,7 +104,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_heads": 6, "head_dim": 256, "expand_v": 2.0, "use_short_conv": True, "conv_size": 4,
         "norm_eps": 1e-6,
     },
-    "rwkv6": {"num_heads": 4, "expand_k": 0.5},
+    "rwkv6": {"num_heads": 4, "expand_k": 0.5, "norm_eps": 1e-5},
     "mamba": {"state_size": 16, "conv_kernel": 4, "expand": 2, "dt_rank": "auto",
               "norm_eps": 1e-5},
     "mamba2": {"state_size": 128, "conv_kernel": 4, "expand": 2, "head_dim": 64, "n_groups": 1,
@@ -217,7 +218,7 @@ RULES: dict[str, Rule] = {
         mixer="rwkv6",
         fields={"proj_low_rank_dim": "blend_rank", "gate_low_rank_dim": "decay_rank"},
         derive=_rwkv6,
-        reads=("num_heads", "_width"),
+        reads=("num_heads", "norm_eps", "_width"),
         only={"expand_k": 1, "expand_v": 1, "norm_first": ANY, "norm_bias": ANY},
     ),
     "mamba": Rule(

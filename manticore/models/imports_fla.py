@@ -53,6 +53,7 @@ def config_from_fla(config: Mapping[str, Any], **overrides: Any) -> MixerLMConfi
         "layers": layers_from_fla(config),
         "d_model": int(config.get("hidden_size", 2048)),
         "vocab_size": int(config.get("vocab_size", 32000)),
+        "norm": "layer" if config.get("model_type") == "rwkv6" else "rms",
         "norm_eps": float(config.get("norm_eps", _default(config, "norm_eps", 1e-6))),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
         "head_bias": False,
@@ -92,13 +93,7 @@ def read_fla_model(folder: str | os.PathLike[str], **overrides: Any) -> MixerFor
     config = read_fla_config(folder / "config.json", **overrides)
     # The first weights are drawn and thrown away.
     model = MixerForCausalLM.from_generator(config, torch.Generator().manual_seed(0))
-    tensors = tensors_from_fla(read_tensors(folder), list(model.state_dict()), config)
-    for name, tensor in model.state_dict().items():
-        if tensor.shape != tensors[name].shape:
-            raise ValueError(
-                f"{name} has the shape {tuple(tensors[name].shape)} in the files of {folder} and "
-                f"{tuple(tensor.shape)} by its config.json. Correct config.json."
-            )
+    tensors = tensors_from_fla(read_tensors(folder), model.state_dict(), config)
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()
     if (folder / "generation_config.json").is_file():

@@ -40,14 +40,18 @@ TOKEN = {
         "mixer": "linear-attention", "n_heads": 2, "normalize": "rms", "norm_eps": 32 * EPS,
         "feature_map": "hedgehog",
     },
+    "rwkv6": {"mixer": "rwkv6", "head_size": 8, "norm_eps": EPS},
+    "mamba": {"mixer": "mamba", "d_state": 4, "dt_rank": 3},
+    "mamba2": {"mixer": "mamba2", "d_state": 8, "head_dim": 16, "norm_eps": EPS},
     "transformer": {**ATTENTION, "n_kv_heads": 2, "window": 5, "qkv_bias": True},
 }  # fmt: skip
 
 
 def small_model(layers: list, **settings) -> MixerForCausalLM:
     """A model with weights, biases and norms that are all drawn."""
+    norm = "layer" if "rwkv6-channel" in [layer["mixer"] for layer in layers] else "rms"
     config = MixerLMConfig(
-        layers=layers, d_model=WIDTH, vocab_size=VOCABULARY,
+        layers=layers, d_model=WIDTH, vocab_size=VOCABULARY, norm=norm,
         **{"norm_eps": EPS, "head_bias": False, "eos_token_id": 3, **settings},
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
@@ -59,8 +63,13 @@ def small_model(layers: list, **settings) -> MixerForCausalLM:
 
 
 def blocks(*tokens: dict) -> list:
-    """Each token mixer with a gated MLP behind it."""
+    """Each token mixer with the channel mixer that fla has behind it."""
+    names = {token["mixer"] for token in tokens}
+    if names & {"mamba", "mamba2"}:
+        return list(tokens)
     channel = {"mixer": "swiglu", "inner_width": 48}
+    if "rwkv6" in names:
+        channel = {"mixer": "rwkv6-channel", "expand": 1.5}
     return [layer for token in tokens for layer in (token, channel)]
 
 
@@ -69,7 +78,9 @@ def blocks(*tokens: dict) -> list:
 def test_a_model_comes_back_from_the_layout_of_fla_with_every_bit(
     name: str, is_tied: bool, tmp_path: Path
 ) -> None:
-    model = small_model(blocks(TOKEN[name], TOKEN[name]), tie_word_embeddings=is_tied)
+    model = small_model(
+        blocks(TOKEN[name], TOKEN[name]), tie_word_embeddings=is_tied, **norm_of(name)
+    )
     save_as_fla(model, tmp_path)
     back = read_fla_model(tmp_path)
     state = back.state_dict()
@@ -81,10 +92,12 @@ def test_a_model_comes_back_from_the_layout_of_fla_with_every_bit(
     assert back.config.eos_token_id == 3
 
 
-@pytest.mark.parametrize("name", ["retnet", "gla", "gated_deltanet", "linear_attn"])
+@pytest.mark.parametrize("name", ["retnet", "gla", "gated_deltanet", "linear_attn", "rwkv6"])
 def test_a_hybrid_has_its_attention_in_the_section_for_it(name: str, tmp_path: Path) -> None:
     wide = {**ATTENTION, "n_kv_heads": 1, "rotary_base": 500.0}
-    model = small_model(blocks(TOKEN[name], ATTENTION, TOKEN[name], wide, ATTENTION))
+    model = small_model(
+        blocks(TOKEN[name], ATTENTION, TOKEN[name], wide, ATTENTION), **norm_of(name)
+    )
     save_as_fla(model, tmp_path)
     sections = json.loads((tmp_path / "config.json").read_text())["attn"]
     assert [section["layers"] for section in sections] == [[1, 4], [3]]
@@ -125,11 +138,13 @@ REFUSED = {
     "layers that differ": (
         [TOKEN["gla"], {**TOKEN["gla"], "n_heads": 4}], {}, r"layer 2 .* n_heads=4.* it is 2",
     ),
-    "another epsilon": ([TOKEN["gla"]], {"norm_eps": 1e-5}, "norm_eps of the blocks is 1e-05"),
+    "another epsilon": (
+        [TOKEN["delta_net"]], {"norm_eps": 1e-5}, "norm_eps of the blocks is 1e-05",
+    ),
     "a bias of the head": ([TOKEN["gla"]], {"head_bias": True}, "head_bias is True here"),
     "layer norms": ([TOKEN["gla"]], {"norm": "layer"}, "norm is 'layer' here and 'rms' there"),
     "two mixers": ([TOKEN["gla"], TOKEN["retnet"]], {}, "gla and retnet.* one of them"),
-    "a mixer of ours": ([{"mixer": "hyena"}], {}, "Layer 0 is hyena, and fla's blocks have one of"),
+    "a mixer of ours": ([{"mixer": "hyena"}], {}, "Layer 0 is hyena, and .* has one of deltanet, "),
     "a sum that divides": (
         [{**TOKEN["linear_attn"], "normalize": "sum"}], {}, "normalize='sum'.* 'rms'",
     ),
@@ -152,9 +167,7 @@ def test_what_fla_does_not_compute_is_refused_by_name(name: str) -> None:
 
 def test_a_model_without_channel_mixers_is_refused() -> None:
     config = MixerLMConfig(layers=[TOKEN["gla"], TOKEN["gla"]], d_model=WIDTH, head_bias=False)
-    with pytest.raises(
-        ValueError, match=r"Layer 1 is gated-linear-attention, .* have swiglu there"
-    ):
+    with pytest.raises(ValueError, match=r"Layer 1 is gated-linear-attention, .* has swiglu there"):
         fla_config(config)
 
 
