@@ -85,6 +85,9 @@ VERBS: dict[str, Verb] = {
     "mad board": Verb(
         module="manticore.cli.mad_board", group="mad", help="table and heat map of all scores"
     ),
+    "recipe": Verb(
+        module="manticore.cli.recipe", group="look", help="recipes that are shipped, and their keys"
+    ),
     "plan": Verb(
         module="manticore.cli.plan", group="look", help="memory of a recipe, and how to need less"
     ),

@@ -14,16 +14,9 @@ from pathlib import Path
 
 from manticore.cli.options import add_dry_run, add_out, add_quiet, add_recipe, overrides_of
 from manticore.config import ConfigError, load_recipe, recipe_kind, to_plain
+from manticore.config.kinds import RECIPE_KINDS
 from manticore.config.locate import find_recipe
 from manticore.runs import RunFolder
-
-VERB_OF_KIND = {
-    "hybrid": "run",
-    "pretrain": "run",
-    "adapt": "adapt run",
-    "transfer": "transfer run",
-}
-"""Which verb runs a recipe of a kind."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the recipe."""
-    kind = recipe_kind(args.recipe, tuple(VERB_OF_KIND))
-    if VERB_OF_KIND[kind] != "run":
+    kind = recipe_kind(args.recipe, tuple(RECIPE_KINDS))
+    if RECIPE_KINDS[kind].verb != "run":
         raise ConfigError(
             f"'{args.recipe}' is a recipe of kind '{kind}', which `manticore run` does not run. "
-            f"Use `manticore {VERB_OF_KIND[kind]} {args.recipe}`."
+            f"Use `manticore {RECIPE_KINDS[kind].verb} {args.recipe}`."
         )
     return {"pretrain": _run_pretrain, "hybrid": _run_hybrid}[kind](args)
 

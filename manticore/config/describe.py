@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import textwrap
 from functools import cache
 from itertools import pairwise
@@ -81,4 +82,5 @@ def _show(default: Any) -> str:
         return "required"
     if dataclasses.is_dataclass(default):
         return "as below"
-    return str(to_plain(default)) if default is not None else "null"
+    # What JSON writes of these values is YAML, too.
+    return default if isinstance(default, str) else json.dumps(to_plain(default))

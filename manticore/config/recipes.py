@@ -221,7 +221,7 @@ class CompareConfig:
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     prompts: tuple[str, ...] = ()
-    """Texts that the finished hybrid continues."""
+    """Texts to continue."""
     max_new_tokens: int = 60
     """Length of a continuation."""
     temperature: float = 0.8

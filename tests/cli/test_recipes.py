@@ -7,8 +7,8 @@ import re
 import pytest
 
 from manticore.cli.main import main, verb_parser
-from manticore.cli.run import VERB_OF_KIND
 from manticore.config import recipe_kind, recipes_root
+from manticore.config.kinds import RECIPE_KINDS
 
 RECIPES = sorted(
     path.relative_to(recipes_root()).as_posix() for path in recipes_root().rglob("*.yaml")
@@ -18,7 +18,7 @@ HYBRIDS = [name for name in RECIPES if KINDS[name] == "hybrid"]
 
 
 def test_there_are_recipes_of_every_kind():
-    assert set(KINDS.values()) == set(VERB_OF_KIND)
+    assert set(KINDS.values()) == set(RECIPE_KINDS)
 
 
 def test_a_recipe_of_another_verb_is_sent_there(capsys):
@@ -30,7 +30,7 @@ def test_a_recipe_of_another_verb_is_sent_there(capsys):
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_dry_run_of_every_recipe_works(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    verb = VERB_OF_KIND[KINDS[name]].split()
+    verb = RECIPE_KINDS[KINDS[name]].verb.split()
     assert main([*verb, f"recipes/{name}", "--dry-run"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert re.search(r"parameters: ([\d,]{6,}|unknown)|[\d,]{6,} parameters", out)
@@ -49,7 +49,7 @@ def test_the_dry_run_of_every_stage_works(name, verb, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_command_in_a_recipes_comment_is_about_it_and_parses(name):
     text = (recipes_root() / name).read_text(encoding="utf-8")
-    verbs = [VERB_OF_KIND[KINDS[name]], "adapt search"]
+    verbs = [RECIPE_KINDS[KINDS[name]].verb, "adapt search"]
     commands = re.findall(rf"^#\s+manticore ({'|'.join(verbs)}) (.*)$", text, flags=re.MULTILINE)
     assert commands
     for verb, command in commands:
