@@ -20,6 +20,14 @@ from typing import Any
 from manticore.config import recipes_root
 from manticore.runs import environment
 
+# Scan that a run's record names -> whose layers it runs.
+_SCANS = {
+    "selective_scan": "Mamba",
+    "decayed_scan": "Mamba-2",
+    "delta_scan": "gated DeltaNet",
+    "wkv_scan": "RWKV-4",
+}
+_ALWAYS = "plain torch, exact, linear in the length (always there)"
 # Package -> what it makes faster. Without it the plain torch path is used, with equal results.
 _FAST_PATHS = {
     "mamba_ssm": "selective scan of Mamba layers on CUDA",
@@ -70,7 +78,7 @@ def describe(check: bool = False) -> dict[str, Any]:
 
 
 def _fast_paths() -> dict[str, str]:
-    states = {"selective_scan": "plain torch, exact, linear in the length (always there)"}
+    states = {name: f"{whose}: {_ALWAYS}" for name, whose in _SCANS.items()}
     for package, purpose in _FAST_PATHS.items():
         is_installed = importlib.util.find_spec(package) is not None
         states[package] = f"{'installed' if is_installed else 'not installed'} ({purpose})"
