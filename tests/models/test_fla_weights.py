@@ -78,9 +78,7 @@ def blocks(*tokens: dict) -> list:
 def test_a_model_comes_back_from_the_layout_of_fla_with_every_bit(
     name: str, is_tied: bool, tmp_path: Path
 ) -> None:
-    model = small_model(
-        blocks(TOKEN[name], TOKEN[name]), tie_word_embeddings=is_tied, **norm_of(name)
-    )
+    model = small_model(blocks(TOKEN[name], TOKEN[name]), tie_word_embeddings=is_tied)
     save_as_fla(model, tmp_path)
     back = read_fla_model(tmp_path)
     state = back.state_dict()
@@ -95,9 +93,7 @@ def test_a_model_comes_back_from_the_layout_of_fla_with_every_bit(
 @pytest.mark.parametrize("name", ["retnet", "gla", "gated_deltanet", "linear_attn", "rwkv6"])
 def test_a_hybrid_has_its_attention_in_the_section_for_it(name: str, tmp_path: Path) -> None:
     wide = {**ATTENTION, "n_kv_heads": 1, "rotary_base": 500.0}
-    model = small_model(
-        blocks(TOKEN[name], ATTENTION, TOKEN[name], wide, ATTENTION), **norm_of(name)
-    )
+    model = small_model(blocks(TOKEN[name], ATTENTION, TOKEN[name], wide, ATTENTION))
     save_as_fla(model, tmp_path)
     sections = json.loads((tmp_path / "config.json").read_text())["attn"]
     assert [section["layers"] for section in sections] == [[1, 4], [3]]
