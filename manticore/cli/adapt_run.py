@@ -13,12 +13,19 @@ Example:
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 from pathlib import Path
 from typing import Any
 
-from manticore.cli.options import add_dry_run, add_out, add_quiet, add_recipe, overrides_of
+from manticore.cli.options import (
+    add_dry_run,
+    add_out,
+    add_quiet,
+    add_recipe,
+    add_trainings,
+    command_of,
+    overrides_of,
+    parse_seeds,
+)
 from manticore.config import dump_yaml, find_recipe, load_recipe, to_plain
 from manticore.config.adapter_recipe import AdaptRecipe
 from manticore.reports.adapters import method_markdown, method_text, write_method_report
@@ -28,8 +35,7 @@ from manticore.runs import RunFolder, atomic_folder, write_text
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `manticore adapt run`."""
     add_recipe(parser)
-    parser.add_argument("--seeds", metavar="0,1,2", help="one training for each (the recipe's)")
-    parser.add_argument("--processes", type=int, default=1, help="trainings at a time (1)")
+    add_trainings(parser)
     add_out(parser)
     add_dry_run(parser)
     add_quiet(parser)
@@ -42,12 +48,13 @@ def run(args: argparse.Namespace) -> int:
     quiet_transformers()
     recipe = load_recipe(AdaptRecipe, args.recipe, overrides_of(args))
     check_methods(recipe)
-    seeds, out = seeds_of(args.seeds, recipe.seed), args.out or Path("runs") / recipe.name
+    seeds = parse_seeds(args.seeds) or [recipe.seed]
+    out = args.out or Path("runs") / recipe.name
     if args.dry_run:
         print("\n".join(describe(recipe, find_recipe(args.recipe).parent, seeds, out)))
         return 0
     experiment = open_experiment(recipe, args, seeds, out)
-    result = experiment.folder.result() or finish(experiment, command_of(args, "run"))
+    result = experiment.folder.result() or finish(experiment, command_of("adapt run", args))
     print("\n".join(method_text(result)))
     print(f"wrote {out / 'report.html'}, {out / 'table.md'} and {out / 'models'}")
     return 0
@@ -172,24 +179,3 @@ def parameter_lines(recipe: AdaptRecipe, base: Path) -> list[str]:
             "per token of training"
         )
     return lines
-
-
-def seeds_of(text: str | None, default: int) -> list[int]:
-    """Seeds from `--seeds 0,1,2`."""
-    if text is None:
-        return [default]
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--seeds {text} is not a list of whole numbers, as in 0,1,2.") from None
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds {text} names a seed twice.")
-    return seeds
-
-
-def command_of(args: argparse.Namespace, verb: str) -> str:
-    """The command that makes the same run."""
-    words = ["manticore", "adapt", verb, str(args.recipe), *overrides_of(args)]
-    words += ["--seeds", args.seeds] if args.seeds else []
-    words += ["--out", os.fspath(args.out)] if args.out else []
-    return shlex.join(words)

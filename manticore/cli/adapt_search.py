@@ -18,15 +18,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from manticore.cli.adapt_run import (
-    add_arguments,
-    check_methods,
-    command_of,
-    describe,
-    open_experiment,
-    seeds_of,
-)
-from manticore.cli.options import overrides_of
+from manticore.cli.adapt_run import add_arguments, check_methods, describe, open_experiment
+from manticore.cli.options import command_of, overrides_of, parse_seeds
 from manticore.config import find_recipe, load_recipe
 from manticore.config.adapter_recipe import AdaptRecipe
 from manticore.reports.adapter_search import search_markdown, search_text, write_search_report
@@ -43,12 +36,13 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(AdaptRecipe, args.recipe, overrides_of(args))
     check_methods(recipe)
     check_search(recipe, str(args.recipe))
-    seeds, out = seeds_of(args.seeds, recipe.seed), args.out or Path("runs") / recipe.name
+    seeds = parse_seeds(args.seeds) or [recipe.seed]
+    out = args.out or Path("runs") / recipe.name
     if args.dry_run:
         print("\n".join(describe_search(recipe, find_recipe(args.recipe).parent, seeds, out)))
         return 0
     experiment = open_experiment(recipe, args, seeds, out)
-    result = experiment.folder.result() or finish(experiment, command_of(args, "search"))
+    result = experiment.folder.result() or finish(experiment, command_of("adapt search", args))
     print("\n".join(search_text(result)))
     print(f"wrote {out / 'report.html'}, {out / 'table.md'} and {out / 'winner.yaml'}")
     return 0

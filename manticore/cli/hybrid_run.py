@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from manticore.cli.options import overrides_of
+from manticore.cli.options import overrides_of, parse_seeds
 from manticore.cli.quiet import quiet_transformers
 from manticore.cli.stages import STAGES, mixture_lines, open_experiment
 from manticore.config import dump_yaml, find_recipe, load_recipe
@@ -145,19 +145,6 @@ def expected_beside(source: Path) -> Path | None:
         if (source.parent / name).is_file():
             return source.parent / name
     return None
-
-
-def parse_seeds(text: str | None) -> list[int] | None:
-    """`0,1,2` as numbers."""
-    if text is None:
-        return None
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--seeds {text}: give whole numbers like 0,1,2.") from None
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds {text} names a seed twice. Give each once.")
-    return seeds
 
 
 def _finish(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from pathlib import Path
 
 
@@ -11,7 +13,7 @@ def add_recipe(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
         "recipe",
         nargs=None if required else "?",
-        help="YAML file; recipes/... names one that is shipped",
+        help="YAML file; `manticore recipe` lists the shipped ones",
     )
     parser.add_argument(
         "overrides",
@@ -60,3 +62,30 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """Add `--quiet`: no progress bars."""
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def add_trainings(parser: argparse.ArgumentParser) -> None:
+    """Add `--seeds` and `--processes`, of verbs that train every row of a recipe."""
+    parser.add_argument("--seeds", metavar="0,1,2", help="one training for each (the recipe's)")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time (1)")
+
+
+def parse_seeds(text: str | None) -> list[int] | None:
+    """Seeds from `--seeds 0,1,2`; None where the option was not given."""
+    if text is None:
+        return None
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds {text}: give whole numbers like 0,1,2.") from None
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {text} names a seed twice. Give each once.")
+    return seeds
+
+
+def command_of(verb: str, args: argparse.Namespace) -> str:
+    """The command that makes the same run, of a verb with `add_trainings`."""
+    words = ["manticore", *verb.split(), str(args.recipe), *overrides_of(args)]
+    words += ["--seeds", args.seeds] if args.seeds else []
+    words += ["--out", os.fspath(args.out)] if args.out else []
+    return shlex.join(words)

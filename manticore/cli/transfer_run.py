@@ -15,13 +15,19 @@ Example:
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manticore.cli.adapt_run import seeds_of
-from manticore.cli.options import add_dry_run, add_out, add_quiet, add_recipe, overrides_of
+from manticore.cli.options import (
+    add_dry_run,
+    add_out,
+    add_quiet,
+    add_recipe,
+    add_trainings,
+    command_of,
+    overrides_of,
+    parse_seeds,
+)
 from manticore.config import dump_yaml, find_recipe, load_recipe, to_plain
 from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
 from manticore.runs import RunFolder, atomic_folder, write_text
@@ -33,8 +39,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `manticore transfer run`."""
     add_recipe(parser)
-    parser.add_argument("--seeds", metavar="0,1,2", help="one training for each (the recipe's)")
-    parser.add_argument("--processes", type=int, default=1, help="trainings at a time (1)")
+    add_trainings(parser)
     add_out(parser)
     add_dry_run(parser)
     add_quiet(parser)
@@ -46,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_transformers()
     recipe = load_recipe(TransferRecipe, args.recipe, overrides_of(args))
-    seeds, out = seeds_of(args.seeds, recipe.seed), args.out or Path("runs") / recipe.name
+    seeds = parse_seeds(args.seeds) or [recipe.seed]
+    out = args.out or Path("runs") / recipe.name
     base = find_recipe(args.recipe).parent
     plans = planned(recipe, base)
     if args.dry_run:
@@ -57,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder = RunFolder(out).open({**to_plain(recipe), "seeds": seeds})
     experiment = TransferExperiment(recipe, folder, base, seeds, args.processes, not args.quiet)
-    result = folder.result() or finish(experiment, plans, command_of(args))
+    result = folder.result() or finish(experiment, plans, command_of("transfer run", args))
     print("\n".join(transfer_text(result)))
     print(f"wrote {out / 'report.html'}, {out / 'table.md'} and {out / 'models'}")
     return 0
@@ -155,11 +161,3 @@ def _stages(recipe: TransferRecipe, row: StudentConfig) -> str:
         how += [row.adapter.method] if row.adapter else []
         stages.append(f"train {steps} steps" + (f" ({', '.join(how)})" if how else ""))
     return "transfer, " + ", ".join(stages)
-
-
-def command_of(args: argparse.Namespace) -> str:
-    """The command that makes the same run."""
-    words = ["manticore", "transfer", "run", str(args.recipe), *overrides_of(args)]
-    words += ["--seeds", args.seeds] if args.seeds else []
-    words += ["--out", os.fspath(args.out)] if args.out else []
-    return shlex.join(words)

@@ -166,7 +166,7 @@ def test_a_wrong_recipe_is_refused_before_any_work(folder, capsys, changes, mess
 
 
 @pytest.mark.parametrize(
-    ("seeds", "message"), [("0,x", "not a list of whole numbers"), ("1,1", "names a seed twice")]
+    ("seeds", "message"), [("0,x", "give whole numbers like 0,1,2"), ("1,1", "names a seed twice")]
 )
 def test_seeds_are_whole_numbers_each_once(folder, capsys, seeds, message) -> None:
     assert main([*write(folder), "--dry-run", "--seeds", seeds]) == 2
