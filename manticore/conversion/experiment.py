@@ -26,7 +26,7 @@ from manticore.evaluation.samples import sample
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
 from manticore.training import Trial, run_trials
-from manticore.training.rates import choose_rates
+from manticore.training.rates import check_converged, choose_rates
 
 
 @dataclasses.dataclass
@@ -66,11 +66,12 @@ class TransferExperiment:
             for seed in self.seeds[1:]
         ]
         trained = [chosen[row.id] for row in self.recipe.rows] + self._train(others)
+        check_converged(trained)
         rows = []
         for row in self.recipe.rows:
             own = [result for result in trained if result["id"] == row.id]
             tests = [self._tested(result) for result in own]
-            rows.append(table_row(row, own, tests, chosen[row.id]["tried"]))
+            rows.append(table_row(row, own, tests, chosen[row.id]))
         return rows
 
     def teacher(self) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def table_row(
     row: StudentConfig,
     results: Sequence[Mapping[str, Any]],
     tests: Sequence[Mapping[str, Any]],
-    tried: Mapping[str, Any],
+    chosen: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Mean and sample standard deviation over seeds of every measure, curves and cost."""
     measures = {key: [float(test[key]) for test in tests] for key in tests[0]}
@@ -185,7 +186,8 @@ def table_row(
         "mixer": row.mixer,
         "keep": list(row.keep),
         "lr": first["lr"],
-        "tried": dict(tried),
+        "tried": dict(chosen["tried"]),
+        "diverged_at": dict(chosen["diverged_at"]),
         "seeds": [result["seed"] for result in results],
         "mean": {key: statistics.fmean(values) for key, values in measures.items()},
         "sd": {

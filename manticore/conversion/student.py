@@ -13,6 +13,7 @@ Steps of alignment come out of the row's own, so every row of a length sees as m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,16 @@ from manticore.evaluation.language import causal_loss, losses_by_kind
 from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
-from manticore.training import ParameterGroup, TrainConfig, TrainResult, load_weights, train
+from manticore.training import (
+    NonFiniteLossError,
+    ParameterGroup,
+    TrainConfig,
+    TrainResult,
+    load_weights,
+    train,
+)
 from manticore.training.batches import Batch
+from manticore.training.rates import diverged
 
 
 def train_student(settings: dict[str, Any]) -> dict[str, Any]:
@@ -46,12 +55,17 @@ def train_student(settings: dict[str, Any]) -> dict[str, Any]:
             and `run`.
 
     Returns:
-        Losses, the curve over tokens, what the stages cost, and where the weights lie.
+        Losses, the curve over tokens, what the stages cost, and where the weights lie; or that
+        the loss stopped being a number.
     """
     recipe = from_plain(TransferRecipe, settings["recipe"], source="the trial's recipe")
     row = from_plain(StudentConfig, settings["row"], source="the trial's row")
     student = Student(recipe, row, Path(settings["base"]), settings["lr"], int(settings["seed"]))
-    return student.run(Path(settings["run"]))
+    try:
+        return student.run(Path(settings["run"]))
+    except NonFiniteLossError as error:
+        names = {"id": row.id, "lr": student.lr, "seed": student.seed}
+        return {**names, "validation": math.nan, **diverged(error)}
 
 
 class Student:

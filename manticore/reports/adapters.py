@@ -15,6 +15,7 @@ from manticore.reports.records import read_json
 from manticore.reports.rendering import render
 from manticore.reports.sections import Cell, Line, Table
 from manticore.runs import write_text
+from manticore.training.rates import divergences
 
 NAMES = {
     "loss": "nats",
@@ -55,15 +56,17 @@ def caption(result: Mapping[str, Any]) -> str:
     """What the numbers are."""
     seeds = max(len(row["seeds"]) for row in result["rows"])
     spread = ", ± is the sample standard deviation over seeds" if seeds > 1 else ", one seed"
-    return (
+    text = (
         f"Test split{spread}. Memory is what a step keeps beside the frozen weights: saved "
         "activations, gradients and moments. A step is forward and backward, processor time."
     )
+    return " ".join([text, *divergences(result["rows"])])
 
 
 def method_text(result: Mapping[str, Any]) -> list[str]:
     """The table for a terminal, with what the goals came to."""
-    return [*text_of(method_table(result)), *(goal["sentence"] for goal in result["goals"])]
+    goals = [goal["sentence"] for goal in result["goals"]]
+    return [*text_of(method_table(result)), *divergences(result["rows"]), *goals]
 
 
 def method_markdown(result: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from manticore.reports.rendering import render
 from manticore.reports.sections import Cell, Line, Table
 from manticore.reports.transfer_figures import draw_ladder, draw_placement, legend
 from manticore.runs import write_text
+from manticore.training.rates import divergences
 
 HEADER = [
     "student", "loss", "at start", "bits per byte", "at equal FLOPs", "MQAR", "induction",
@@ -75,13 +76,14 @@ def caption(result: Mapping[str, Any]) -> str:
     """What the numbers are."""
     seeds = max(len(row["seeds"]) for row in result["rows"])
     spread = ", ± is the sample standard deviation over seeds" if seeds > 1 else ", one seed"
-    return (
+    text = (
         f"Loss in nats per token on the test split{spread}. At start: validation loss after "
         "transfer and alignment, before training. At equal FLOPs: validation loss where a row has "
         f"spent {power_text(equal_flops(result['rows']), plain=True)} FLOPs, the teacher's "
         "included, its rate schedule still running. Tokens are those of all stages; the teacher's "
         "own pretraining is not counted."
     )
+    return " ".join([text, *divergences(result["rows"])])
 
 
 def goal_table(result: Mapping[str, Any]) -> Table:
@@ -133,7 +135,8 @@ def at_flops(curve: Sequence[Mapping[str, float]], budget: float) -> float:
 
 def transfer_text(result: Mapping[str, Any]) -> list[str]:
     """The table for a terminal, with what the goals came to."""
-    return [*text_of(transfer_table(result)), *(goal["sentence"] for goal in result["goals"])]
+    goals = [goal["sentence"] for goal in result["goals"]]
+    return [*text_of(transfer_table(result)), *divergences(result["rows"]), *goals]
 
 
 def transfer_markdown(result: Mapping[str, Any]) -> str:

@@ -1,9 +1,17 @@
-"""The same search for a learning rate for every row of a comparison."""
+"""The same search for a learning rate for every row of a comparison.
+
+A rate at which the loss stops being a number is the worst of its row, and its trial is finished:
+training it again would end there again. A row fails only when all its rates do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from manticore.training.state import NonFiniteLossError
 
 Wanted = list[tuple[str, float]]
 """Rows and learning rates that are to be trained."""
@@ -22,13 +30,18 @@ def choose_rates(
     same factor, so that a row is not judged at a rate that it merely happened to be given.
 
     Args:
-        train_all: from (row, rate) pairs to results, which hold `id` and `lr`.
-        badness: what to minimise.
+        train_all: from (row, rate) pairs to results, which hold `id` and `lr`, and the entry of
+            `diverged` where it applies.
+        badness: what to minimise; infinite where the loss is no number.
         extensions: how often grids may grow.
         shown: what to say of a result in `tried`; default its badness.
 
     Returns:
-        For each row its best result, with `tried`: rate -> what is shown of it.
+        For each row its best result, with `tried` (rate -> what is shown of it) and `diverged_at`
+        (rate -> step).
+
+    Raises:
+        ValueError: no rate of a row gave a finite loss.
     """
     grid = {row: sorted(rates) for row, rates in grids.items()}
     results = list(train_all([(row, lr) for row, rates in grid.items() for lr in rates]))
@@ -41,13 +54,55 @@ def choose_rates(
             break
         grid = wider
         results += train_all(new)
-    say = shown or badness
+    return {row: _chosen(row, results, badness, shown or badness) for row in grid}
+
+
+def diverged(error: NonFiniteLossError) -> dict[str, Any]:
+    """What the result of a trial says of it, beside measures that are NaN."""
+    return {"diverged": {"step": error.step, "why": str(error)}}
+
+
+def check_converged(results: Iterable[Mapping[str, Any]]) -> None:
+    """Raise if a training at a chosen rate diverged, as another seed may."""
+    for result in results:
+        if "diverged" in result:
+            raise ValueError(
+                f"{result['id']} was best at learning rate {result['lr']:g}, but diverged there "
+                f"with seed {result['seed']}. Leave that rate out of its grid. "
+                f"{result['diverged']['why']}"
+            )
+
+
+def divergences(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each row that diverged at some rate, for a report."""
+    return [
+        f"{row['label']} diverged at learning rate "
+        + ", ".join(f"{rate} (step {step})" for rate, step in row["diverged_at"].items())
+        + "."
+        for row in rows
+        if row.get("diverged_at")
+    ]
+
+
+def _chosen(
+    row: str,
+    results: Sequence[Mapping[str, Any]],
+    badness: Callable[[Mapping[str, Any]], float],
+    say: Callable[[Mapping[str, Any]], Any],
+) -> dict[str, Any]:
+    own = [result for result in results if result["id"] == row]
+    best = _best(row, results, badness)
+    if math.isinf(badness(best)):
+        tried = ", ".join(f"{one['lr']:g}" for one in own)
+        why = best.get("diverged", {}).get("why", "Its validation measure is not finite.")
+        raise ValueError(
+            f"{row} diverged at every learning rate that was tried ({tried}). Give it lower rates. "
+            f"At {best['lr']:g}: {why}"
+        )
     return {
-        row: {
-            **_best(row, results, badness),
-            "tried": {f"{one['lr']:g}": say(one) for one in results if one["id"] == row},
-        }
-        for row in grid
+        **best,
+        "tried": {f"{one['lr']:g}": say(one) for one in own},
+        "diverged_at": {f"{o['lr']:g}": o["diverged"]["step"] for o in own if "diverged" in o},
     }
 
 

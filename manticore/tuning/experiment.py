@@ -16,7 +16,7 @@ from manticore.config import to_plain
 from manticore.config.adapter_recipe import HIGHER_IS_BETTER, AdaptRecipe, MethodConfig
 from manticore.runs import RunFolder
 from manticore.training import Trial, run_trials
-from manticore.training.rates import choose_rates
+from manticore.training.rates import check_converged, choose_rates
 from manticore.tuning.evaluate import measure
 from manticore.tuning.trial import prepared, train_method, trained_model, trial_recipe
 
@@ -40,7 +40,7 @@ class TuningExperiment:
             lambda wanted: self.train_all([(by_id[m], lr, self.seeds[0]) for m, lr in wanted]),
             lambda result: badness(result["validation"], by),
             self.recipe.rates.extensions,
-            lambda result: result["validation"][by],
+            lambda result: float(result["validation"][by]),
         )
 
     def rows(self) -> list[dict[str, Any]]:
@@ -50,11 +50,12 @@ class TuningExperiment:
             (m, chosen[m.id]["lr"], seed) for m in self.recipe.methods for seed in self.seeds[1:]
         ]
         trained = [chosen[m.id] for m in self.recipe.methods] + self.train_all(others)
+        check_converged(trained)
         rows = []
         for method in self.recipe.methods:
             results = [result for result in trained if result["id"] == method.id]
             tests = [self._tested(result) for result in results]
-            rows.append(table_row(method, results, tests, chosen[method.id]["tried"]))
+            rows.append(table_row(method, results, tests, chosen[method.id]))
         return rows
 
     def untouched(self) -> dict[str, float]:
@@ -136,7 +137,7 @@ def table_row(
     method: MethodConfig,
     results: Sequence[Mapping[str, Any]],
     tests: Sequence[Mapping[str, Any]],
-    tried: Mapping[str, Any],
+    chosen: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Mean and sample standard deviation over seeds of every measure, and the cost."""
     measures = {key: [float(test[key]) for test in tests] for key in tests[0]}
@@ -151,7 +152,8 @@ def table_row(
         "settings": dict(method.settings),
         "targets": list(method.targets),
         "lr": results[0]["lr"],
-        "tried": dict(tried),
+        "tried": dict(chosen["tried"]),
+        "diverged_at": dict(chosen["diverged_at"]),
         "seeds": [result["seed"] for result in results],
         "parameters": results[0]["parameters"],
         "tokens": results[0]["tokens"],

@@ -18,7 +18,8 @@ from manticore.config.strict_yaml import parse_yaml
 from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
-from manticore.training import TrainConfig, load_weights, train
+from manticore.training import NonFiniteLossError, TrainConfig, load_weights, train
+from manticore.training.rates import diverged
 from manticore.tuning.cost import step_cost
 from manticore.tuning.data import TuningData, prepare_tuning_data
 from manticore.tuning.evaluate import measure, tuning_loss
@@ -28,7 +29,22 @@ from manticore.tuning.unfused import without_fused_kernels
 
 
 def train_method(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train one method; a trial for the pool.
+    """Train one method; a trial for the pool. A loss that stops being a number is a result, too."""
+    try:
+        return _train_method(settings)
+    except NonFiniteLossError as error:
+        metrics = ("loss", *settings["recipe"]["evaluate"]["metrics"])
+        return {
+            "id": settings["method"]["id"],
+            "lr": settings["lr"],
+            "seed": int(settings["seed"]),
+            "validation": dict.fromkeys(metrics, math.nan),
+            **diverged(error),
+        }
+
+
+def _train_method(settings: dict[str, Any]) -> dict[str, Any]:
+    """The training itself.
 
     Args:
         settings: `recipe` and `method` as plain values, `lr`, `seed`, `steps` (None: the

@@ -104,6 +104,31 @@ def test_what_is_finished_is_not_done_again(folder: Path, monkeypatch, capsys) -
     assert len(trained) == 4
 
 
+def test_a_rate_that_diverges_is_finished_and_told_and_the_others_go_on(
+    folder: Path, monkeypatch, capsys
+) -> None:
+    rows = plain_recipe(ROWS[:1])["rows"]
+    command = write(folder, name="steep", goals=[], rows=rows, rates=[3e-3, 1e6])
+    assert main([*command, "--out", "steep", "--quiet"]) == 0
+    sentence = "From scratch diverged at learning rate 1e+06 (step"
+    assert sentence in capsys.readouterr().out
+    assert sentence in (folder / "steep" / "table.md").read_text()
+    (row,) = json.loads((folder / "steep" / "result.json").read_text())["rows"]
+    assert (row["lr"], row["tried"]["1e+06"]) == (3e-3, "inf")
+
+    # Both trials are finished: another report of the same run trains nothing.
+    (folder / "steep" / "result.json").unlink()
+    monkeypatch.setattr("manticore.conversion.student.Student.run", pytest.fail)
+    assert main([*command, "--out", "steep", "--quiet"]) == 0
+
+
+def test_a_row_that_diverges_at_every_rate_is_told(folder: Path, capsys) -> None:
+    rows = plain_recipe(ROWS[:1])["rows"]
+    command = write(folder, name="cliff", goals=[], rows=rows, rates=[1e6])
+    assert main([*command, "--out", "cliff", "--quiet"]) == 2
+    assert "scratch diverged at every learning rate that was tried" in capsys.readouterr().err
+
+
 # Plans
 
 

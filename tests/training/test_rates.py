@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from manticore.training.rates import choose_rates
+from manticore.training import NonFiniteLossError
+from manticore.training.rates import check_converged, choose_rates, diverged, divergences
 
 
 def bowl(best):
@@ -51,8 +52,44 @@ def test_growing_ends_after_its_number_and_two_rates_never_grow():
     assert asked[5:] == [("far", pytest.approx(1000.0))]
 
 
-def test_a_rate_that_diverges_is_never_chosen():
-    def train_all(wanted):
-        return [{"id": r, "lr": lr, "loss": math.inf if lr > 1e-3 else lr} for r, lr in wanted]
+def cliff(edge):
+    """Trains at once: below the edge the loss falls with the rate, above it there is none."""
 
-    assert choose_rates({"a": [1e-3, 1e-2]}, train_all, loss)["a"]["lr"] == 1e-3
+    def train_all(wanted):
+        results = []
+        for row, lr in wanted:
+            names = {"id": row, "label": f"Row {row}", "lr": lr, "seed": 0}
+            if lr < edge[row]:
+                results.append({**names, "loss": -lr})
+            else:
+                error = NonFiniteLossError("train", 7, "loss", 2.5, None)
+                results.append({**names, "loss": math.nan, **diverged(error)})
+        return results
+
+    return train_all
+
+
+def badness(result):
+    return result["loss"] if math.isfinite(result["loss"]) else math.inf
+
+
+def test_a_rate_that_diverges_is_the_worst_and_is_told_with_its_step():
+    found = choose_rates({"a": [1e-3, 1e-2, 1e6]}, cliff({"a": 0.1}), badness, extensions=2)
+    assert found["a"]["lr"] == 1e-2
+    assert math.isinf(found["a"]["tried"]["1e+06"])
+    assert found["a"]["diverged_at"] == {"1e+06": 7}
+    assert divergences(found.values()) == ["Row a diverged at learning rate 1e+06 (step 7)."]
+
+
+def test_where_all_rates_diverge_the_grid_grows_downwards_before_it_fails():
+    grid = {"a": [1.0, 10.0, 100.0]}
+    assert choose_rates(grid, cliff({"a": 0.5}), badness, extensions=1)["a"]["lr"] == 0.1
+    with pytest.raises(ValueError, match=r"a diverged at every .* \(1, 10, 100, 0\.1\).* step 7"):
+        choose_rates(grid, cliff({"a": 0.05}), badness, extensions=1)
+
+
+def test_another_seed_that_diverges_at_the_chosen_rate_is_told():
+    fine, bad = cliff({"a": 1.0})([("a", 0.1), ("a", 10.0)])
+    check_converged([fine])
+    with pytest.raises(ValueError, match="a was best at learning rate 10, but diverged"):
+        check_converged([fine, bad])

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from manticore.cli.adapt_run import write_models
 from manticore.config.adapter_recipe import GoalConfig
+from manticore.reports.adapters import method_text
 from manticore.runs import RunFolder
 from manticore.tuning.evaluate import measure
 from manticore.tuning.experiment import TuningExperiment, badness, judge
@@ -139,6 +140,26 @@ def test_a_rate_of_ones_own_is_not_searched(tmp_path, monkeypatch) -> None:
     made = experiment(tmp_path, methods=methods, rates={"rates": [0.001, 0.003], "extensions": 2})
     tried = {name: list(result["tried"]) for name, result in made.choose_rates().items()}
     assert tried == {"full": ["0.5"], "lora": ["0.001", "0.003"], "more": ["0.001", "0.003"]}
+
+
+def test_a_rate_that_diverges_is_a_finished_trial_and_the_others_go_on(
+    tmp_path, monkeypatch
+) -> None:
+    made = experiment(tmp_path, methods=METHODS[1:2], goals=[], rates={"rates": [0.003, 1e6]})
+    (row,) = made.rows()
+    assert row["lr"] == 0.003
+    assert set(row["diverged_at"]) == {"1e+06"}
+    assert math.isfinite(row["mean"]["loss"])
+    result = {"rows": [row], "metrics": ["loss"], "goals": []}
+    assert any("diverged at learning rate 1e+06 (step" in line for line in method_text(result))
+    monkeypatch.setattr("manticore.tuning.trial._train_method", pytest.fail)
+    assert made.rows()[0]["by_seed"] == row["by_seed"]
+
+
+def test_a_method_that_diverges_at_every_rate_is_told(tmp_path) -> None:
+    made = experiment(tmp_path, methods=METHODS[1:2], goals=[], rates={"rates": [1e6]})
+    with pytest.raises(ValueError, match=r"lora diverged at every .* is not finite"):
+        made.rows()
 
 
 def test_what_is_not_a_number_never_wins() -> None:
