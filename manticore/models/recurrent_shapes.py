@@ -36,7 +36,7 @@ RECURRENT = (
 """Families whose layers are read off here."""
 
 # Operations for each element of the state and for each channel, forward; backward takes twice as
-# many, Mamba-1's as counted in `layer_shapes`.
+# many, Mamba-1's as counted in `shape_types`.
 # Mamba-2: decay, dt x B, their sum, times C, sum; dt x, D x, sum, dt, decay for each channel.
 # Delta rule: decay, k S (two), k times what is written, sum, q S (two).
 # RWKV-4: 12 for the output and 11 for the state, largest keys and exponentials included.

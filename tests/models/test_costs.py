@@ -27,9 +27,9 @@ from manticore.models.costs import (
 )
 from manticore.models.families import check_supported
 from manticore.models.fast_paths import bind_fast_paths
-from manticore.models.layer_shapes import SCAN_BACKWARD, SCAN_FORWARD
 from manticore.models.pretrained import inner_model
 from manticore.models.recurrent_shapes import RECURRENT
+from manticore.models.shape_types import SCAN_BACKWARD, SCAN_FORWARD
 from tests.models.tiny import ALL_TINY, tiny, tiny_config, token_ids
 
 every_model = pytest.mark.parametrize(("family", "variant"), ALL_TINY)
