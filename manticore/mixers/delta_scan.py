@@ -48,10 +48,10 @@ def delta_scan(
         y: (batch, heads, seq, value) in v's dtype.
         final_state: (batch, heads, key, value), float32 (float64 for float64 inputs).
     """
+    if q.dim() == 4 and q.shape[2] == 1:
+        return delta_scan_naive(q, k, v, beta, log_decay, initial_state)
     _check(q, k, v, beta, log_decay, initial_state)
     seq_len = q.shape[2]
-    if seq_len == 1:
-        return delta_scan_naive(q, k, v, beta, log_decay, initial_state)
     # A product that autocast runs in bfloat16 would lose the state's low bits.
     with torch.autocast(q.device.type, enabled=False):
         wide, state = _widen(q, k, v, beta, log_decay, initial_state)

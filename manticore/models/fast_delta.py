@@ -73,6 +73,7 @@ class DeltaScan(nn.Module):
 
 _OURS: dict[str, Callable[..., Any]] = {
     "torch_chunk_gated_delta_rule": chunk_delta_rule,
+    "torch_recurrent_gated_delta_rule": chunk_delta_rule,
     "causal_conv1d_fn": convolve,
 }
 

@@ -26,7 +26,9 @@ from manticore.mixers.causal_conv import causal_conv
 _KERNELS = {
     "causal_conv1d_fn": "causal_conv1d",
     "mamba2_chunk_scan": "mamba_ssm",
+    "mamba2_selective_state_update": "mamba_ssm",
     "torch_chunk_gated_delta_rule": "fla",
+    "torch_recurrent_gated_delta_rule": "fla",
 }
 """Packages with the CUDA kernels that transformers runs under these names when they are there."""
 

@@ -57,8 +57,7 @@ def chunk_scan(
         y (batch, seq, heads, channels) in float32 or better, with return_final_states also the
         state (batch, heads, channels, states).
     """
-    dt = dt if dt_bias is None else dt + dt_bias.to(dt.dtype)
-    dt = widen(torch.clamp(F.softplus(dt) if dt_softplus else dt, *dt_limit)).unsqueeze(-1)
+    dt = torch.clamp(_step_length(dt, dt_bias, dt_softplus), *dt_limit).unsqueeze(-1)
     x = widen(hidden_states)
     log_decay = widen(A).unsqueeze(-1) * dt  # (batch, seq, heads, 1)
     q, k, v, log_decay = (each.transpose(1, 2) for each in (widen(C), widen(B), x * dt, log_decay))
@@ -67,6 +66,41 @@ def chunk_scan(
     y = y.transpose(1, 2)
     y = (y if D is None else y + D.unsqueeze(-1) * x).contiguous()
     return (y, state.mT.contiguous()) if return_final_states else y
+
+
+def state_update(
+    state: Tensor,
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    **_: Any,
+) -> Tensor:
+    """Do what transformers' `mamba2_selective_state_update` does: one step, the state in place.
+
+    Theirs overwrites what its own backward pass needs. What a head shares comes repeated: dt, D
+    and dt_bias end in (heads, channels), A is (heads, channels, states).
+    """
+    bias = None if dt_bias is None else dt_bias[:, 0]
+    dt = _step_length(dt[..., 0], bias, dt_softplus).unsqueeze(-1)  # (batch, heads, 1)
+    x, B, C = (widen(each) for each in (hidden_states, B, C))
+    B, C = (each.repeat_interleave(x.shape[1] // each.shape[1], dim=1) for each in (B, C))
+    decay = torch.exp(widen(A[:, :1, 0]) * dt).unsqueeze(-1)
+    before = state.clone() if torch.is_grad_enabled() else state
+    new = torch.addcmul(decay * before, (dt * x).unsqueeze(-1), B.unsqueeze(-2))
+    state.copy_(new)
+    y = (new @ C.unsqueeze(-1)).squeeze(-1) + D[:, :1] * x
+    return (y if z is None else y * F.silu(z)).to(hidden_states.dtype)
+
+
+def _step_length(dt: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
+    dt = dt if bias is None else dt + bias.to(dt.dtype)
+    return widen(F.softplus(dt) if softplus else dt)
 
 
 class ChunkScan(nn.Module):
@@ -82,6 +116,7 @@ class ChunkScan(nn.Module):
 
 _OURS: dict[str, Callable[..., Any]] = {
     "mamba2_chunk_scan": chunk_scan,
+    "mamba2_selective_state_update": state_update,
     "causal_conv1d_fn": convolve,
 }
 
