@@ -76,7 +76,7 @@ def _take(left: dict[str, Tensor], place: Place, ours: Tensor) -> Tensor:
     parts = []
     for name in place.names:
         apart = name.replace(GATED_NORM, "g_norm.weight")
-        if name not in left and name.endswith("_norm.bias"):  # norm_bias: false
+        if name not in left and name.endswith("norm.bias"):  # norm_bias: false
             return torch.zeros_like(ours)
         if name not in left and apart not in left:
             raise ValueError(

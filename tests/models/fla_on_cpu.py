@@ -49,6 +49,7 @@ def references(monkeypatch: pytest.MonkeyPatch) -> None:
         },
         "linear_attn": {"fused_recurrent_linear_attn": _linear},
         "attn": {"flash_attn_func": _attention},
+        "rwkv6": {"fused_recurrent_rwkv6": _rwkv6, "token_shift": _token_shift},
     }  # fmt: skip
     for module, functions in layers.items():
         found = importlib.import_module(f"fla.layers.{module}")
@@ -58,11 +59,22 @@ def references(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = importlib.import_module("fla.modules")
     for name, forward in (
         ("RMSNorm", _rms_norm),
+        ("LayerNorm", _layer_norm),
+        ("GroupNorm", _group_norm),
         ("FusedRMSNormGated", _gated_norm),
         ("RotaryEmbedding", _rotary),
         ("ShortConvolution", _short_convolution),
     ):
         monkeypatch.setattr(getattr(modules, name), "forward", forward)
+    rwkv6 = importlib.import_module("fla.models.rwkv6.modeling_rwkv6")
+    monkeypatch.setattr(rwkv6, "token_shift", _token_shift)
+    mamba2 = importlib.import_module("fla.layers.mamba2")
+    monkeypatch.setattr(mamba2.RMSNormGated, "forward", _norm_of_gated)
+    activations = importlib.import_module("fla.modules.activations").ACT2FN
+    for name, function in (
+        ("swish", F.silu), ("silu", F.silu), ("sqrelu", lambda x: F.relu(x).square()),
+    ):  # fmt: skip
+        monkeypatch.setitem(activations, name, function)
     mlp = importlib.import_module("fla.modules.mlp")
     monkeypatch.setattr(mlp, "swiglu_linear", lambda x, y, w, b: F.linear(F.silu(x) * y, w, b))
 
@@ -129,6 +141,18 @@ def _linear(q: Tensor, k: Tensor, v: Tensor, normalize: bool, **_: Any) -> tuple
     ], None
 
 
+def _rwkv6(
+    r: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, scale: float, **_: Any
+) -> tuple[Tensor, None]:
+    naive = importlib.import_module("fla.ops.rwkv6.recurrent_naive").naive_recurrent_rwkv6
+    return naive(*_by_head(r, k, v, w), u, scale=scale)[0].transpose(1, 2), None
+
+
+def _token_shift(x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+    shifted: Tensor = importlib.import_module("fla.modules.token_shift").token_shift_ref(x)
+    return shifted
+
+
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, window_size: tuple[int, int]
 ) -> Tensor:
@@ -146,6 +170,24 @@ def _attention(
 def _rms_norm(self: Any, x: Tensor, residual: Tensor | None = None, prenorm: bool = False) -> Any:
     reference = importlib.import_module("fla.modules.norm.layernorm").rms_norm_ref
     return reference(x, self.weight, None, residual=residual, eps=self.eps, prenorm=prenorm)
+
+
+def _layer_norm(self: Any, x: Tensor, residual: Tensor | None = None, prenorm: bool = False) -> Any:
+    reference = importlib.import_module("fla.modules.norm.layernorm").layer_norm_ref
+    return reference(x, self.weight, self.bias, residual, eps=self.eps, prenorm=prenorm)
+
+
+def _group_norm(self: Any, x: Tensor) -> Any:
+    reference = importlib.import_module("fla.modules.norm.layernorm").group_norm_ref
+    return reference(x, self.weight, self.bias, self.num_groups, eps=self.eps)
+
+
+def _norm_of_gated(self: Any, x: Tensor, z: Tensor) -> Any:
+    reference = importlib.import_module("fla.modules.norm.layernorm_gated").rms_norm_ref
+    return reference(
+        x, self.weight, None, z=z, eps=self.eps, group_size=self.group_size,
+        norm_before_gate=self.norm_before_gate,
+    )  # fmt: skip
 
 
 def _gated_norm(self: Any, x: Tensor, g: Tensor) -> Tensor:

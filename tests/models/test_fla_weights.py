@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from manticore.models.configuration_mixer_lm import MixerLMConfig
@@ -212,6 +213,31 @@ def test_a_hedgehog_with_a_bias_is_refused(tmp_path: Path) -> None:
     _change(tmp_path, lambda tensors: tensors[name].add_(1))
     with pytest.raises(ValueError, match=f"{name} is not zero"):
         read_fla_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["retnet", "gla", "rwkv6"])
+@torch.no_grad()
+def test_another_epsilon_is_folded_where_queries_enter_linearly(name: str, tmp_path: Path) -> None:
+    model = small_model(blocks({**TOKEN[name], "norm_eps": 0.01})).double()
+    save_as_fla(model, tmp_path)
+    back = read_fla_model(tmp_path)
+    assert back.config.specs()[0].norm_eps == EPS
+    ids = torch.arange(18).reshape(2, 9)
+    # Float64, where folding rounds next to nothing.
+    torch.testing.assert_close(back(ids).logits, model(ids).logits, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_the_norm_behind_the_table_of_rwkv_is_folded_into_its_rows(tmp_path: Path) -> None:
+    model = small_model(blocks(TOKEN["rwkv6"]))
+    save_as_fla(model, tmp_path)
+    weight, bias = torch.rand(WIDTH) + 0.5, torch.rand(WIDTH)
+    names = [f"model.layers.0.pre_norm.{leaf}" for leaf in ("weight", "bias")]
+    _change(tmp_path, lambda tensors: tensors.update(zip(names, (weight, bias), strict=True)))
+    table = model.model.embed_tokens.weight
+    table.copy_(F.layer_norm(table, (WIDTH,), weight, bias, EPS))
+    ids = torch.arange(9)[None]
+    assert torch.equal(read_fla_model(tmp_path)(ids).logits, model(ids).logits)
 
 
 def test_residual_lines_that_read_other_layers_are_refused(folder: Path) -> None:
