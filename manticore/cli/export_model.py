@@ -14,6 +14,7 @@ from manticore.conversion.as_mixers import as_mixer_model
 from manticore.conversion.configuration_converted import ConvertedConfig
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.conversion.stock_layouts import as_stock_model
+from manticore.conversion.stock_stacks import stack_as_stock_model
 from manticore.conversion.transfer import identity
 from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
@@ -23,7 +24,6 @@ from manticore.models.imports_fla import is_fla_folder, read_fla_model
 from manticore.models.loading import load_component
 from manticore.models.modeling_mixer_lm import MixerForCausalLM
 from manticore.models.stock import NoStockClassError, is_ours
-from manticore.models.stock_mixers import mixers_as_stock_model
 
 
 @dataclass(frozen=True)
@@ -142,5 +142,5 @@ def _as_stock(source: Any) -> PreTrainedModel:
     if isinstance(source, ConvertedForCausalLM):
         return as_stock_model(source)
     if isinstance(source, MixerForCausalLM):
-        return mixers_as_stock_model(source)
+        return stack_as_stock_model(source)
     raise NoStockClassError(f"transformers has no class for a {type(source).__name__}.")

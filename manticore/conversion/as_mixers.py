@@ -110,8 +110,7 @@ def _token_mixer(config: ConvertedConfig, index: int, state: Tensors) -> tuple[L
     """One layer's mixer, and its tensors."""
     layer, spec, block = config.layers[index], config.specs()[index], config.block_spec
     if not isinstance(spec, HeadsSpec):
-        # It is a mixer as it stands; what a layer says beside its settings was looked at.
-        return {k: v for k, v in layer.items() if k not in ("projections", "topology")}, state
+        return own_settings(layer), state  # a mixer as it stands; its place was looked at
     where = f"Layer {index} ({layer['mixer']})"
     if type(spec) not in _HEADS:
         raise ValueError(

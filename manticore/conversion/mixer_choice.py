@@ -64,10 +64,8 @@ def layer_spec(layer: Layer, block: BlockSpec, index: int) -> MixerSpec:
     Raises:
         ValueError: an unknown mixer or setting, or settings that contradict.
     """
-    settings = as_layer(layer)
+    settings = own_settings(layer)
     name = settings.pop("mixer")
-    for place in ("projections", "topology"):  # of the layer, not of its mixer
-        settings.pop(place, None)
     if keeps_projections(layer):
         return _heads_spec(name, settings, block, index)
     if name not in TABLE or not _is_token_mixer(name):
@@ -77,6 +75,11 @@ def layer_spec(layer: Layer, block: BlockSpec, index: int) -> MixerSpec:
     if "d_model" in settings:
         raise ValueError(f"Layer {name!r} sets d_model, which is the source's. Leave it out.")
     return mixer_spec(name, d_model=block.hidden_size, **settings)
+
+
+def own_settings(layer: Layer) -> dict[str, Any]:
+    """The mixer and its settings, without what a layer says about its place in the model."""
+    return {k: v for k, v in as_layer(layer).items() if k not in ("projections", "topology")}
 
 
 def keeps_projections(layer: Layer) -> bool:

@@ -11,10 +11,11 @@ from manticore.conversion.configuration_converted import ConvertedConfig
 from manticore.conversion.mixer_choice import keeps_projections, layer_spec
 from manticore.conversion.softmax_heads import SoftmaxHeadsSpec
 from manticore.conversion.stock_rotary import rope_parameters
+from manticore.mixers.gated_conv import GatedConvSpec
 from manticore.mixers.gated_deltanet import GatedDeltaNetSpec
 from manticore.mixers.interface import MixerSpec
-from manticore.mixers.mamba import MambaSpec
 from manticore.mixers.mamba2 import Mamba2Spec
+from manticore.mixers.normed_mamba import NormedMambaSpec
 from manticore.models.stock_parts import what_matters
 
 USUAL = "head_dim ** -0.5"
@@ -37,8 +38,11 @@ def facts(config: ConvertedConfig) -> dict[str, str]:
         "token mixers": " and ".join(mixer_names(config)),
         "kept attention": _kept(config),
         "windows": _windows(specs),
-        "Mamba": _alike(MambaSpec, specs, lambda spec: _mamba(spec, block)),
+        "Mamba": _alike(
+            NormedMambaSpec, specs, lambda spec: _beside(spec.norm_eps, block) or ALIKE
+        ),
         "Mamba-2": _alike(Mamba2Spec, specs, lambda spec: _mamba2(spec, block)),
+        "gated convolution": _alike(GatedConvSpec, specs, lambda spec: ALIKE),
         "gated DeltaNet": _alike(GatedDeltaNetSpec, specs, _delta),
         "norm in gated DeltaNet": _alike(
             GatedDeltaNetSpec, specs, lambda spec: _beside(spec.norm_eps, block) or BLOCKS_EPS
@@ -168,12 +172,6 @@ def _alike(kind: type[MixerSpec], specs: list[MixerSpec], describe: Callable[[An
     if len(found) == 1:
         return describe(found.pop())
     return "with settings that differ between layers" if found else "none"
-
-
-def _mamba(spec: MambaSpec, block: BlockSpec) -> str:
-    if not spec.select_norm:
-        return "without norms in its selection"
-    return _beside(spec.norm_eps, block) or ALIKE
 
 
 def _mamba2(spec: Mamba2Spec, block: BlockSpec) -> str:

@@ -92,6 +92,13 @@ def _granite_mlp(layer: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def _lfm2_names(layer: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Other words for the same parts."""
+    for ours, theirs in _LFM2_WORDS.items():
+        layer = {name.replace(ours, theirs): value for name, value in layer.items()}
+    return layer
+
+
 def _add_gate(found: dict[str, Tensor], stem: str, head_dim: int) -> None:
     """A gate of sigmoid(0), which is a half, and an output map that takes it back."""
     for leaf in ("weight", "bias"):
@@ -124,6 +131,15 @@ def _minus_one(name: str, weight: Tensor) -> Tensor:
     return centred
 
 
+_LFM2_WORDS = {
+    "feed_forward.gate_proj": "feed_forward.w1",
+    "feed_forward.up_proj": "feed_forward.w3",
+    "feed_forward.down_proj": "feed_forward.w2",
+    "self_attn.o_proj": "self_attn.out_proj",
+    "q_norm": "q_layernorm",
+    "k_norm": "k_layernorm",
+}
+_LFM2_NORMS = ("operator_norm", "ffn_norm")
 _LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
 _BAMBA_NORMS = ("input_layernorm", "pre_ff_layernorm")
 _OLMO_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
@@ -141,8 +157,8 @@ NAMES: dict[str, HybridNames] = {
         final_norm="model.final_layernorm",
     ),
     "jamba": HybridNames(
-        norms={"attention": _BAMBA_NORMS, "mamba": _BAMBA_NORMS},
-        mixers={"attention": "self_attn", "mamba": "mamba"},
+        norms={"attention": _BAMBA_NORMS, "normed-mamba": _BAMBA_NORMS},
+        mixers={"attention": "self_attn", "normed-mamba": "mamba"},
         mlp="feed_forward",
         final_norm="model.final_layernorm",
     ),
@@ -155,5 +171,12 @@ NAMES: dict[str, HybridNames] = {
         norms={"attention": _LLAMA_NORMS, "gated-deltanet": _LLAMA_NORMS},
         mixers={"attention": "self_attn", "gated-deltanet": "linear_attn"},
         mlp="mlp",
+    ),
+    "lfm2": HybridNames(
+        norms={"attention": _LFM2_NORMS, "gated-conv": _LFM2_NORMS},
+        mixers={"attention": "self_attn", "gated-conv": "conv"},
+        mlp="feed_forward",
+        final_norm="model.embedding_norm",
+        change=_lfm2_names,
     ),
 }

@@ -26,10 +26,11 @@ from manticore.conversion.stock_class import (
 )
 from manticore.conversion.stock_facts import ALIKE, BLOCKS_EPS, USUAL, even_steps
 from manticore.conversion.stock_hybrid_tensors import NAMES, hybrid_tensors, qwen3_next_tensors
+from manticore.mixers.gated_conv import GatedConvSpec
 from manticore.mixers.gated_deltanet import GatedDeltaNetSpec
 from manticore.mixers.interface import MixerSpec
-from manticore.mixers.mamba import MambaSpec
 from manticore.mixers.mamba2 import Mamba2Spec
+from manticore.mixers.normed_mamba import NormedMambaSpec
 
 _Spec = TypeVar("_Spec", bound=MixerSpec)
 
@@ -79,7 +80,7 @@ def _bamba(config: ConvertedConfig) -> Fields:
 
 
 def _jamba(config: ConvertedConfig) -> Fields:
-    spec, steps = _first(config, MambaSpec), even_steps(config)
+    spec, steps = _first(config, NormedMambaSpec), even_steps(config)
     assert steps is not None  # no difference was found
     shared = _without(llama_fields(config), "rope_parameters", "attention_bias", "mlp_bias")
     return shared | {
@@ -122,6 +123,16 @@ def _qwen3_next(config: ConvertedConfig) -> Fields:
     return fields | _delta(config) | dense
 
 
+def _lfm2(config: ConvertedConfig) -> Fields:
+    fields = _without(llama_fields(config), "rms_norm_eps", "attention_bias", "mlp_bias")
+    return fields | {
+        "norm_eps": config.block_spec.norm_eps,
+        "block_auto_adjust_ff_dim": False,
+        "conv_L_cache": _first(config, GatedConvSpec).conv_size,
+        "layer_types": _kinds(config, other="conv"),
+    }
+
+
 _MAMBA2: Needs = {**NO_WINDOW, "token mixers": ("attention and mamba2",), "activation": ("silu",)}
 """One field is the activation of the MLPs and of the convolution."""
 _DELTA: Needs = {
@@ -158,7 +169,7 @@ HYBRIDS: dict[str, StockClass] = {
         needs={
             **LLAMA_BLOCKS,
             **NO_WINDOW,
-            "token mixers": ("attention and mamba",),
+            "token mixers": ("attention and normed-mamba",),
             "activation": ("silu",),
             "Mamba": (ALIKE,),
             "attention layers": ("in even steps",),
@@ -196,5 +207,18 @@ HYBRIDS: dict[str, StockClass] = {
         },
         fields=_qwen3_next,
         tensors=qwen3_next_tensors,
+    ),
+    "lfm2": StockClass(
+        needs={
+            **LLAMA_BLOCKS,
+            **WHOLE_ROTARY,
+            **NO_WINDOW,
+            "token mixers": ("attention and gated-conv",),
+            "gated convolution": (ALIKE,),
+            "activation": ("silu",),
+            "norm of queries and keys": ("head-rms",),
+        },
+        fields=_lfm2,
+        tensors=partial(hybrid_tensors, NAMES["lfm2"]),
     ),
 }

@@ -20,6 +20,9 @@ from manticore.models.stock import SPECIAL_TOKENS, NoStockClassError, stock_mode
 
 STOCK: dict[str, StockClass] = {**ATTENTION, **HYBRIDS}
 _NEVER = {
+    "mamba": (
+        "Jamba's is normed-mamba, and classes with plain Mamba have no attention and no MLPs"
+    ),
     f"gated-deltanet{ON_SOURCE}": (
         "gated-deltanet on the source's projections has no short convolution. OLMo-Hybrid's and "
         'Qwen3-Next\'s is {"mixer": "gated-deltanet", "projections": "own"}'

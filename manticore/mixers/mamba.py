@@ -45,10 +45,6 @@ class MambaSpec(MixerSpec):
     """Taps of the short convolution."""
     dt_rank: int | None = None
     """Rank of the map that gives the time steps; None: d_model / 16, rounded up."""
-    select_norm: bool = False
-    """RMS norms of r, B and C, which keep large models stable (Jamba, arXiv:2403.19887, 6.4)."""
-    norm_eps: float = 1e-6
-    """Added to the mean square in those norms."""
     compat: Literal["fixed", "mad-lab"] = "fixed"
     """`mad-lab`: the bias of the time steps starts at 0, as its autoencoder and its language
     models before December 2024 had it, instead of at steps of 0.001 to 0.1."""
@@ -61,8 +57,6 @@ class MambaSpec(MixerSpec):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.compat not in ("fixed", "mad-lab"):
             raise ValueError(f"compat={self.compat!r} must be 'fixed' or 'mad-lab'.")
-        if self.norm_eps <= 0:
-            raise ValueError(f"norm_eps={self.norm_eps} must be greater than 0, such as 1e-6.")
         check_selective_kernel(self.kernel)
 
     @property
@@ -81,8 +75,7 @@ class MambaSpec(MixerSpec):
     def num_parameters(self) -> int:
         inner, states = self.inner_width, self.d_state
         maps = 3 * self.d_model * inner + inner * (self.rank + 2 * states) + self.rank * inner
-        norms = self.select_norm * (self.rank + 2 * states)
-        return maps + norms + inner * (self.conv_size + 1 + 1 + states + 1)  # conv, bias, b, A, D
+        return maps + inner * (self.conv_size + 1 + 1 + states + 1)  # conv and bias, b, A, D
 
     def state_size(self, seq_len: int) -> int:
         return self.inner_width * (self.d_state + self.conv_size - 1)
@@ -117,8 +110,6 @@ class Mamba(Mixer):
         self.skip = nn.Parameter(torch.ones(inner))
         self.output = uniform_linear(inner, spec.d_model, generator, inner**-0.5)
         self.scan = choose_selective_scan(spec.kernel)
-        sizes = (rank, spec.d_state, spec.d_state) if spec.select_norm else ()
-        self.select_norms = nn.ModuleList(nn.RMSNorm(size, eps=spec.norm_eps) for size in sizes)
 
     def mix(
         self,
@@ -146,12 +137,14 @@ class Mamba(Mixer):
     def _select(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         sizes = [self.spec.rank, self.spec.d_state, self.spec.d_state]
         low_rank, B, C = torch.split(self.select(x), sizes, dim=-1)
-        if self.select_norms:
-            normed = zip(self.select_norms, (low_rank, B, C), strict=True)
-            low_rank, B, C = (norm(part) for norm, part in normed)
+        low_rank, B, C = self._normed(low_rank, B, C)
         dt = F.softplus(widen(self.time_step(low_rank)) + widen(self.step_bias))
         # A step of no length neither forgets nor writes.
         return zero_padding(dt, padding_mask), B, C
+
+    def _normed(self, low_rank: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A hook for norms of the selection."""
+        return low_rank, B, C
 
 
 def _uniform(size: int, bound: float, generator: torch.Generator | None) -> Tensor:

@@ -1,61 +1,66 @@
-"""Models built from mixers that a class of transformers computes: all Mamba, or all Mamba-2.
+"""Models built from mixers that a class of transformers computes line by line.
 
-Their blocks are x + mixer(norm(x)) with one RMS norm each, as in `MambaForCausalLM` and
-`Mamba2ForCausalLM`. What is not exactly that is refused, with the first difference.
+Their layers are x + mixer(norm(x)) with one RMS norm each, as in `MambaForCausalLM` and
+`Mamba2ForCausalLM`, whose mixers are all of one kind, and in `NemotronHForCausalLM`, which mixes
+Mamba-2, attention without positions and MLPs in any order. What is not exactly that is refused,
+with the first difference.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
+from manticore.mixers.attention import AttentionSpec
 from manticore.mixers.interface import MixerSpec
 from manticore.mixers.mamba import MambaSpec
 from manticore.mixers.mamba2 import Mamba2Spec
+from manticore.mixers.mlp import MLPSpec
 from manticore.models.configuration_mixer_lm import MixerLMConfig
 from manticore.models.modeling_mixer_lm import MixerForCausalLM
 from manticore.models.stock import SPECIAL_TOKENS, NoStockClassError, stock_model
+from manticore.models.stock_parts import renamed, what_matters
 
-_NO_MATTER = {"kernel": "torch", "compat": "fixed"}
-"""Settings that change no output of a trained model: who computes, and how weights start."""
-_SHARED_NAMES = {
-    "conv_bias": "conv1d.bias",
-    "log_rate": "A_log",
-    "skip": "D",
-    "input.weight": "in_proj.weight",
-    "output.weight": "out_proj.weight",
+_PARTS: dict[type[MixerSpec], str] = {
+    MambaSpec: "mamba",
+    Mamba2Spec: "mamba2",
+    AttentionSpec: "attention",
+    MLPSpec: "mlp",
 }
-_NAMES: dict[str, dict[str, str]] = {
-    "mamba": {
-        **_SHARED_NAMES,
-        "select.weight": "x_proj.weight",
-        "time_step.weight": "dt_proj.weight",
-        "step_bias": "dt_proj.bias",
-    },
-    "mamba2": {**_SHARED_NAMES, "step_bias": "dt_bias", "norm_weight": "norm.weight"},
+_NEMOTRON_KINDS: dict[type[MixerSpec], str] = {
+    Mamba2Spec: "linear_attention",
+    AttentionSpec: "full_attention",
+    MLPSpec: "mlp",
 }
+_PLAIN_ATTENTION = {
+    "window": None,
+    "rotary_fraction": 0.0,
+    "qkv_bias": False,
+    "output_bias": False,
+}
+_SMALLEST_STEP = 1e-30
+"""Nemotron-H raises time steps to a smallest one, which has to be above 0."""
+_Spec = TypeVar("_Spec", bound=MixerSpec)
 
 
 def mixers_as_stock_model(model: MixerForCausalLM) -> PreTrainedModel:
-    """The same function as a `MambaForCausalLM` or a `Mamba2ForCausalLM`.
+    """The same function as a `MambaForCausalLM`, `Mamba2ForCausalLM` or `NemotronHForCausalLM`.
 
     Raises:
-        NoStockClassError: neither expresses it; the message names the first difference.
+        NoStockClassError: none expresses it; the message names the first difference.
     """
     config = model.config
     difference = next(_differences(config), None)
     if difference is not None:
         raise NoStockClassError(f"No class of transformers is known to compute this: {difference}.")
-    spec = config.specs()[0]
-    name, own = _class_fields(spec)
+    kinds = {type(spec) for spec in config.specs()}
+    name = _PARTS[kinds.pop()] if kinds in ({MambaSpec}, {Mamba2Spec}) else "nemotron_h"
     fields = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "initializer_range": config.initializer_range,
@@ -64,72 +69,124 @@ def mixers_as_stock_model(model: MixerForCausalLM) -> PreTrainedModel:
         "use_conv_bias": True,
         # Theirs are 0 to 2 by default, and generation would stop there.
         **{token: getattr(config, token, None) for token in SPECIAL_TOKENS},
+        **_own_fields(name, config),
     }
-    return stock_model(CONFIG_MAPPING[name](**fields, **own), _tensors(model, name))
+    return stock_model(CONFIG_MAPPING[name](**fields), _tensors(model, name == "nemotron_h"))
 
 
 def _differences(config: MixerLMConfig) -> Iterator[str]:
-    """What neither class can be, first things first."""
-    names = [layer["mixer"] for layer in config.layers]
-    if not names:
+    """What no class can be, first things first."""
+    specs = config.specs()
+    if not specs:
         yield "it has no layers"
         return
-    for index, name in enumerate(names):
-        if name not in _NAMES:
-            yield f"layer {index} is {name}, and only models of all mamba or all mamba2 can leave"
-        elif name != names[0]:
-            yield f"layer {index} is {name} and layer 0 is {names[0]}, and neither class mixes them"
-    if any(name not in _NAMES for name in names):
-        return
-    specs = [plain_spec(spec) for spec in config.specs()]
+    kinds = dict.fromkeys(type(spec) for spec in specs)  # as a set, but in order
     for index, spec in enumerate(specs):
-        if spec != specs[0]:
-            yield f"the settings of layer {index} are not those of layer 0"
+        if type(spec) not in _PARTS:
+            yield f"no class has the mixer {config.layers[index]['mixer']} of layer {index}"
+    if MambaSpec in kinds and len(kinds) > 1:
+        other = next(i for i, spec in enumerate(specs) if type(spec) is not type(specs[0]))
+        names = [config.layers[index]["mixer"] for index in (other, 0)]
+        yield f"layer {other} is {names[0]} and layer 0 is {names[1]}, and no class mixes them"
+    if list(kinds) not in ([MambaSpec], [Mamba2Spec]) and AttentionSpec not in kinds:
+        yield "Nemotron-H needs a layer of attention, which tells its cache how long it is"
+    for kind in kinds:
+        yield from _uneven(config, kind)
+    for spec in specs:
+        yield from _of_attention(spec)
     if config.norm != "rms":
         yield f"norm={config.norm!r} here, 'rms' there"
     if config.positions != "none":
         yield f"positions={config.positions!r} here, 'none' there"
     if config.head_bias:
         yield "the head has a bias here and none there"
-    if isinstance(specs[0], Mamba2Spec) and specs[0].norm_eps != config.norm_eps:
-        yield f"norm_eps is {specs[0].norm_eps:g} in Mamba-2 and {config.norm_eps:g} around it"
+    for spec in specs:
+        if isinstance(spec, Mamba2Spec) and spec.norm_eps != config.norm_eps:
+            yield f"norm_eps is {spec.norm_eps:g} in Mamba-2 and {config.norm_eps:g} around it"
 
 
-def plain_spec(spec: MixerSpec) -> MixerSpec:
-    """The specification without what changes no output of a trained model."""
-    known = {field.name for field in dataclasses.fields(spec)}
-    changes: dict[str, Any] = {key: value for key, value in _NO_MATTER.items() if key in known}
-    return dataclasses.replace(spec, **changes)
+def _uneven(config: MixerLMConfig, kind: type[MixerSpec]) -> Iterator[str]:
+    """Layers of a kind whose settings are not those of its first."""
+    found = {i: what_matters(spec) for i, spec in enumerate(config.specs()) if type(spec) is kind}
+    first = min(found)
+    for index, spec in found.items():
+        if spec != found[first]:
+            yield f"the settings of layer {index} are not those of layer {first}"
 
 
-def _class_fields(spec: MixerSpec) -> tuple[str, dict[str, Any]]:
-    """The class's model type, and the fields that the mixer gives its config."""
+def _of_attention(spec: MixerSpec) -> Iterator[str]:
+    if isinstance(spec, AttentionSpec):
+        for name, value in _PLAIN_ATTENTION.items():
+            if getattr(spec, name) != value:
+                yield f"attention has {name}={getattr(spec, name)!r} here, {value!r} in Nemotron-H"
+
+
+def _own_fields(name: str, config: MixerLMConfig) -> dict[str, Any]:
+    """What only this class's config says."""
+    if name == "nemotron_h":
+        return _nemotron(config)
+    spec = config.specs()[0]
     assert isinstance(spec, MambaSpec | Mamba2Spec)  # no difference was found
     shared = {
+        "num_hidden_layers": config.num_hidden_layers,
         "expand": spec.expand,
         "state_size": spec.d_state,
         "conv_kernel": spec.conv_size,
     }
     if isinstance(spec, MambaSpec):
-        return "mamba", {**shared, "time_step_rank": spec.rank}
-    heads = {"num_heads": spec.n_heads, "head_dim": spec.head_dim, "n_groups": spec.n_groups}
-    return "mamba2", {**shared, **heads}
+        return {**shared, "time_step_rank": spec.rank}
+    return {
+        **shared, "num_heads": spec.n_heads, "head_dim": spec.head_dim, "n_groups": spec.n_groups
+    }  # fmt: skip
 
 
-def _tensors(model: MixerForCausalLM, name: str) -> dict[str, Tensor]:
+def _nemotron(config: MixerLMConfig) -> dict[str, Any]:
+    specs = config.specs()
+    fields: dict[str, Any] = {
+        "layers_block_type": [_NEMOTRON_KINDS[type(spec)] for spec in specs],
+        "time_step_min": _SMALLEST_STEP,
+    }
+    attention = _first(specs, AttentionSpec)
+    if attention is not None:
+        fields |= {
+            "num_attention_heads": attention.n_heads,
+            "num_key_value_heads": attention.kv_heads,
+            "head_dim": attention.head_size,
+        }
+    mamba = _first(specs, Mamba2Spec)
+    if mamba is not None:
+        fields |= {
+            "mamba_num_heads": mamba.n_heads,
+            "mamba_head_dim": mamba.head_dim,
+            "ssm_state_size": mamba.d_state,
+            "n_groups": mamba.n_groups,
+            "conv_kernel": mamba.conv_size,
+            "expand": mamba.expand,
+        }
+    mlp = _first(specs, MLPSpec)
+    if mlp is not None:
+        fields |= {"intermediate_size": mlp.inner_width, "mlp_hidden_act": "gelu_pytorch_tanh"}
+    return fields
+
+
+def _first(specs: list[MixerSpec], kind: type[_Spec]) -> _Spec | None:
+    return next((spec for spec in specs if isinstance(spec, kind)), None)
+
+
+def _tensors(model: MixerForCausalLM, is_nemotron: bool) -> dict[str, Tensor]:
     """Every tensor under the class's name; one that is unknown here is refused by `stock_model`."""
-    found = {"lm_head.weight": model.lm_head.weight}
-    for key, value in model.model.state_dict().items():
-        stem, _, rest = key.partition(".mixer.")
-        if rest == "conv.weight":
-            # (channels, taps) here, (channels, 1, taps) in torch's convolution.
-            rest, value = "conv1d.weight", value.reshape(value.shape[0], 1, -1)
-        elif rest:
-            rest = _NAMES[name].get(rest, rest)
-        found[f"backbone.{stem}.mixer.{rest}" if rest else f"backbone.{_outer(key)}"] = value
+    state, stem = model.state_dict(), "model" if is_nemotron else "backbone"
+    found = {
+        "lm_head.weight": state["lm_head.weight"],
+        f"{stem}.embeddings.weight": state["model.embed_tokens.weight"],
+        f"{stem}.norm_f.weight": state["model.norm.weight"],
+    }
+    for index, spec in enumerate(model.config.specs()):
+        layer, prefix = f"layers.{index}", f"model.layers.{index}.mixer."
+        mixer = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        found[f"{stem}.{layer}.norm.weight"] = state[f"model.{layer}.norm.weight"]
+        found |= {
+            f"{stem}.{layer}.mixer.{name}": value
+            for name, value in renamed(_PARTS[type(spec)], mixer).items()
+        }
     return found
-
-
-def _outer(key: str) -> str:
-    renamed = {"embed_tokens.weight": "embeddings.weight", "norm.weight": "norm_f.weight"}
-    return renamed.get(key, key)

@@ -30,16 +30,20 @@ _ATTENTION = {
     "q_norm": "q_norm",
     "k_norm": "k_norm",
 }
+_MAMBA = {
+    **_STATE_SPACE,
+    "select": "x_proj",
+    "time_step": "dt_proj",
+    "step_bias": "dt_proj.bias",
+}
 PARTS: dict[str, dict[str, str]] = {
     "attention": _ATTENTION,
-    "mamba": {
-        **_STATE_SPACE,
-        "select": "x_proj",
-        "select_norms.0": "dt_layernorm",
-        "select_norms.1": "b_layernorm",
-        "select_norms.2": "c_layernorm",
-        "time_step": "dt_proj",
-        "step_bias": "dt_proj.bias",
+    "mamba": _MAMBA,
+    "normed-mamba": {
+        **_MAMBA,
+        "step_norm": "dt_layernorm",
+        "b_norm": "b_layernorm",
+        "c_norm": "c_layernorm",
     },
     "mamba2": {**_STATE_SPACE, "step_bias": "dt_bias", "norm_weight": "norm.weight"},
     "gated-deltanet": {
@@ -52,6 +56,7 @@ PARTS: dict[str, dict[str, str]] = {
         "step_bias": "dt_bias",
         "norm_weight": "o_norm.weight",
     },
+    "gated-conv": {"input": "in_proj", "conv": "conv", "output": "out_proj"},
     "mlp": {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
 }
 """Mixer -> our module or parameter in it -> theirs."""

@@ -41,9 +41,12 @@ LAYOUTS: dict[str, Any] = {
 }
 
 
-def converted(target: Any, source: str = "gpt_neox", **options: Any) -> ConvertedForCausalLM:
+def converted(
+    target: Any, source: str | PreTrainedModel = "gpt_neox", **options: Any
+) -> ConvertedForCausalLM:
     """A tiny source with other mixers, each a little off its start."""
-    model, _ = transfer(tiny(source), target, **{"copy": "paper", **options})
+    model_in = tiny(source) if isinstance(source, str) else source
+    model, _ = transfer(model_in, target, **{"copy": "paper", **options})
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():  # what starts at zero would hide what it is connected to
         for name, parameter in model.named_parameters():

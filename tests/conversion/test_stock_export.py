@@ -80,8 +80,12 @@ def test_mamba2_among_a_llamas_attention_leaves_as_a_granite_hybrid():
     ("family", "target", "reason"),
     [
         ("llama", "retention", "has the mixer retention on the source's projections"),
-        ("llama", ["attention", "mamba", "attention", "attention"], "without norms in its select"),
-        ("llama", ["attention", "mamba", MAMBA2, MAMBA2], "mixes attention and mamba and mamba2"),
+        ("llama", ["attention", "mamba", "attention", "attention"], "Jamba's is normed-mamba"),
+        (
+            "llama",
+            ["attention", "gated-conv", MAMBA2, MAMBA2],
+            "mixes attention and gated-conv and",
+        ),
         ("llama", MAMBA2, "those with mamba2 need a layer of attention"),
         ("qwen3", "gated-deltanet", '"projections": "own"'),
         ("llama", "mamba2-heads", "Granite's and Bamba's is mamba2"),

@@ -1,7 +1,8 @@
 """An independent count of floating-point operations: what torch really runs.
 
 Products and attention are counted by torch's own formulas (a multiply-add is two), Fourier
-transforms as 5 n log2 n, and every other operation on floats as one per number that it makes.
+transforms as 5 n log2 n, and every other operation on floats as one per number that it makes, or
+two where it multiplies and adds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _NO_ARITHMETIC = {
     "t", "transpose", "unbind", "unsqueeze", "view", "where", "zeros", "zeros_like", "fill_",
     "masked_fill", "tril", "triu", "flip", "repeat", "topk", "sort", "zero_", "roll",
 }  # fmt: skip
+
+_MULTIPLY_ADDS = {"addcmul", "addcmul_"}
 
 
 class FlopCount(TorchDispatchMode):
@@ -43,7 +46,7 @@ class FlopCount(TorchDispatchMode):
         elif name.startswith("_fft_"):
             self.products += _transform(args[0], out, name)
         elif name not in _NO_ARITHMETIC:
-            self.elementwise += _floats(out)
+            self.elementwise += _floats(out) * (2 if name in _MULTIPLY_ADDS else 1)
         return out
 
 

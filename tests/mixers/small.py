@@ -27,10 +27,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "retention": {"d_model": 32, "n_heads": 4},
     "deltanet": {"d_model": 32, "n_heads": 4},
     "gated-deltanet": {"d_model": 32, "n_heads": 4},
+    "gated-conv": {"d_model": 16},
     "hyena": {"d_model": 16},
     "mh-hyena": {"d_model": 32},
     "hyena-experts": {"d_model": 32},
     "mamba": {"d_model": 16},
+    "normed-mamba": {"d_model": 16, "dt_rank": 4},  # a norm of one channel would leave its sign
     "mamba2": {"d_model": 32},
     "rwkv5": {"d_model": 32},
     "rwkv6": {"d_model": 32},

@@ -1,4 +1,4 @@
-"""Models built from mixers leave as Mamba or Mamba-2, or are told why not."""
+"""Models built from mixers leave as Mamba, Mamba-2 or Nemotron-H, or are told why not."""
 
 import pytest
 import torch
@@ -11,6 +11,11 @@ from manticore.models.stock_mixers import mixers_as_stock_model
 MAMBA = {"mixer": "mamba", "d_state": 8, "dt_rank": 3, "conv_size": 3}
 MAMBA2 = {"mixer": "mamba2", "d_state": 6, "head_dim": 8, "norm_eps": 1e-4}
 GROUPS = {**MAMBA2, "n_groups": 2, "expand": 1}
+ATTENTION = {
+    "mixer": "mh-attention", "n_heads": 4, "n_kv_heads": 2, "rotary_fraction": 0.0,
+    "qkv_bias": False, "output_bias": False,
+}  # fmt: skip
+NARROW = {"mixer": "mlp", "expand": 1.5}
 
 
 def model_of(layers, **settings):
@@ -31,12 +36,23 @@ CASES = [
     (["mamba"] * 2, {"tie_word_embeddings": True, "norm_eps": 1e-3}, "MambaForCausalLM"),
     ([MAMBA2] * 2, {"norm_eps": 1e-4}, "Mamba2ForCausalLM"),
     ([GROUPS] * 2, {"norm_eps": 1e-4, "tie_word_embeddings": True}, "Mamba2ForCausalLM"),
+    ([MAMBA2, NARROW, ATTENTION, MAMBA2], {"norm_eps": 1e-4}, "NemotronHForCausalLM"),
+    (
+        [ATTENTION, GROUPS, GROUPS, "mlp"],
+        {"norm_eps": 1e-4, "tie_word_embeddings": True},
+        "NemotronHForCausalLM",
+    ),
+    (
+        ["mlp", {**ATTENTION, "head_dim": 6, "n_kv_heads": None}, "mlp"],
+        {},
+        "NemotronHForCausalLM",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("layers", "settings", "class_name"), CASES)
 @torch.no_grad()
-def test_a_model_of_one_state_space_leaves_as_its_class(layers, settings, class_name):
+def test_a_model_of_such_mixers_leaves_as_its_class(layers, settings, class_name):
     model = model_of(layers, **settings)
     stock = mixers_as_stock_model(model)
     assert type(stock).__name__ == class_name
@@ -62,7 +78,11 @@ def test_who_computes_and_how_weights_started_do_not_matter():
 @pytest.mark.parametrize(
     ("layers", "settings", "reason"),
     [
-        (["mamba", "swiglu"], {}, "layer 1 is swiglu"),
+        (["mamba", "swiglu"], {}, "no class has the mixer swiglu of layer 1"),
+        ([MAMBA2, "mlp"], {}, "Nemotron-H needs a layer of attention"),
+        ([{**ATTENTION, "rotary_fraction": 1.0}], {}, "rotary_fraction=1.0 here, 0.0 in Nemotron"),
+        ([{**ATTENTION, "window": 9}], {}, "window=9 here, None in Nemotron-H"),
+        ([ATTENTION, "mlp", NARROW], {}, "settings of layer 2 are not those of layer 1"),
         (["mamba", MAMBA2], {}, "layer 1 is mamba2 and layer 0 is mamba"),
         (["mamba", MAMBA], {}, "settings of layer 1"),
         (["mamba"], {"norm": "layer"}, "norm='layer' here"),
