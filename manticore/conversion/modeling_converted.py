@@ -20,6 +20,7 @@ from manticore.conversion.configuration_converted import ConvertedConfig
 from manticore.conversion.feed_forward import FeedForward
 from manticore.mixers.interface import MixerSpec
 from manticore.models.mixer_cache import cache_layer
+from manticore.models.mixer_layer import mix_tokens
 from manticore.models.mixer_parts import embedding, linear, new_mixer
 from manticore.models.modeling_mixer_lm import MixerForCausalLM, MixerModel, MixerPreTrainedModel
 from manticore.models.no_positions import NoPositions
@@ -60,20 +61,10 @@ class ConvertedLayer(GradientCheckpointingLayer):
         use_cache: bool | None = None,
         counted: bool = True,
     ) -> Tensor:
-        """Apply the block.
-
-        Args:
-            hidden_states: (batch, seq, d_model).
-            attention_mask: (batch, seq) bool, True at tokens, or None: no padding here.
-            position_ids: (batch or 1, seq) positions.
-            past_key_values: this model's cache, or a stage's view of it; filled in place.
-            counted: positions are what a mixer counts by itself, so that one token may `step`.
-
-        Returns:
-            (batch, seq, d_model), same dtype.
-        """
+        """Apply the block to (batch, seq, d_model); arguments as in `MixerLayer`."""
         normed = hidden_states if self.topology == "post-norm" else self.mixer_norm(hidden_states)
-        mixed = self._mix(normed, attention_mask, position_ids, past_key_values, counted)
+        cache = None if past_key_values is None else cache_layer(past_key_values, self.layer_idx)
+        mixed = mix_tokens(self.mixer, normed, attention_mask, position_ids, cache, counted)
         if self.topology == "parallel":
             read = normed if self.mlp_norm is None else self.mlp_norm(hidden_states)
             return hidden_states + mixed + self.mlp(read)
@@ -83,28 +74,6 @@ class ConvertedLayer(GradientCheckpointingLayer):
             return hidden_states + self.mlp_norm(self.mlp(hidden_states))
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))
-
-    def _mix(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: Cache | None,
-        counted: bool,
-    ) -> Tensor:
-        if position_ids is not None:
-            position_ids = position_ids.expand(x.shape[0], -1)
-        if cache is None:
-            mixed: Tensor = self.mixer(x, mask, position_ids)
-            return mixed
-        layer, seq_len = cache_layer(cache, self.layer_idx), x.shape[1]
-        if seq_len == 1 and mask is None and counted and layer.state is not None:
-            y, state = self.mixer.step(x.squeeze(1), layer.state)
-            y = y.unsqueeze(1)
-        else:
-            y, state = self.mixer.prefill(x, layer.state, mask, position_ids)
-        layer.set_state(state, seq_len)
-        return y
 
 
 class ConvertedModel(ConvertedPreTrainedModel, MixerModel):

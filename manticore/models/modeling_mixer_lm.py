@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from manticore.mixers.interface import Mixer, MixerSpec
+from manticore.mixers.interface import Mixer
 from manticore.models.configuration_mixer_lm import MixerLMConfig
-from manticore.models.mixer_cache import MixerCache, cache_layer
+from manticore.models.mixer_cache import MixerCache
+from manticore.models.mixer_layer import MixerLayer
 from manticore.models.mixer_parts import (
     SinusoidalPositions,
     embedding,
@@ -89,57 +89,6 @@ class MixerPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             redraw(module, linear(module.in_features, module.out_features, None, module.bias))
-
-
-class MixerLayer(GradientCheckpointingLayer):
-    """One residual line: x + mixer(norm(x))."""
-
-    def __init__(
-        self,
-        config: MixerLMConfig,
-        spec: MixerSpec,
-        layer_idx: int,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__()
-        self.norm = new_norm(config)
-        self.mixer = new_mixer(spec, generator)
-        self.layer_idx = layer_idx
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        use_cache: bool | None = None,
-        counted: bool = True,
-    ) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            hidden_states: (batch, seq, d_model).
-            attention_mask: (batch, seq) bool, True at tokens, or None: no padding here.
-            position_ids: (batch or 1, seq) positions.
-            past_key_values: this model's cache, or a stage's view of it; filled in place.
-            counted: positions are what a mixer counts by itself, so that one token may `step`.
-
-        Returns:
-            (batch, seq, d_model), same dtype.
-        """
-        x = self.norm(hidden_states)
-        if position_ids is not None:
-            position_ids = position_ids.expand(x.shape[0], -1)
-        if past_key_values is None:
-            return hidden_states + self.mixer(x, attention_mask, position_ids)
-        layer, seq_len = cache_layer(past_key_values, self.layer_idx), x.shape[1]
-        if seq_len == 1 and attention_mask is None and counted and layer.state is not None:
-            y, state = self.mixer.step(x.squeeze(1), layer.state)
-            y = y.unsqueeze(1)
-        else:
-            y, state = self.mixer.prefill(x, layer.state, attention_mask, position_ids)
-        layer.set_state(state, seq_len)
-        return hidden_states + y
 
 
 class MixerModel(MixerPreTrainedModel):
@@ -289,7 +238,6 @@ class MixerForCausalLM(MixerPreTrainedModel, GenerationMixin):
 
 __all__ = [
     "MixerForCausalLM",
-    "MixerLayer",
     "MixerModel",
     "MixerPreTrainedModel",
 ]
