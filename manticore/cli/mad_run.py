@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manticore.cli.mad_cost import add_rate, check_rate, cost_lines, cost_of
 from manticore.cli.mad_entries import (
     add_entries,
     add_execution,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from manticore.evaluation.mad.plan import PlannedTrial
     from manticore.evaluation.mad.protocol import Protocol
 
-GIGA = 1e9
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `manticore mad run`."""
@@ -45,12 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="try all rates and decays for a part of the steps, and only the better ones whole",
     )
     parser.add_argument("--stack", type=int, help="trainings in one job at most")
-    parser.add_argument(
-        "--rate",
-        type=float,
-        metavar="GFLOPS",
-        help="with --dry-run: speed of one worker, instead of timing a few steps",
-    )
+    add_rate(parser)
     add_out(parser, default="runs/mad", what="folder of the records")
     add_dry_run(parser)
     add_quiet(parser)
@@ -58,8 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train what has no record yet, then print the scores."""
-    if args.rate is not None and not args.dry_run:
-        raise ValueError("--rate is for --dry-run. Leave it out, or add --dry-run.")
+    check_rate(args)
     if args.stack is not None and args.stack < 1:
         raise ValueError(f"--stack {args.stack}: a job has at least one training.")
     from manticore.evaluation.mad.executors import check_executor
@@ -115,13 +108,7 @@ def describe(
     folder: Any,
 ) -> list[str]:
     """What would be trained and what it would cost."""
-    from manticore.evaluation.mad.estimate import estimate
-    from manticore.evaluation.mad.group import train_group
-
     waiting = [one for one in planned if not folder.has(one.trial.key)]
-    rate = None if args.rate is None else args.rate * GIGA
-    cost = estimate(waiting, args.workers, rate, None if args.rate else train_group)
-    source = f"a stated {args.rate:g} GFLOPs/s" if args.rate else "timing a few steps"
     said = [
         f"protocol: {rules.name}, version {rules.version}, compat {rules.compat}: "
         f"{len(rules.settings)} settings x {len(rules.grid)} points x {args.seeds} seeds",
@@ -130,8 +117,8 @@ def describe(
         costs = entry.costs()
         numbers = ", ".join(f"{key} {_count(value)}" for key, value in costs.items())
         said.append(f"architecture: {entry.name}: {numbers}")
-    said += [f"recorded already: {len(planned) - len(waiting)}", *cost.lines()]
-    said[-1] += f" ({source}, {args.workers} at once)" if cost.hours is not None else ""
+    said.append(f"recorded already: {len(planned) - len(waiting)}")
+    said += cost_lines(args, cost_of(args, waiting))
     if args.halving:
         said.append("halving leaves part of these out; the numbers are for all")
     return [*said, f"would write {Path(args.out) / 'trials'}/<key>.json"]

@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from manticore.cli.mad_cost import add_rate, check_rate, cost_lines, cost_of
 from manticore.cli.mad_entries import (
     add_execution,
     add_protocol,
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--d-model", type=int, help="width (default: the protocol's)")
     add_protocol(parser)
     add_execution(parser)
+    add_rate(parser)
     add_out(parser, default="runs/mad-search", what="folder of the records and the report")
     add_dry_run(parser)
     add_quiet(parser)
@@ -54,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, write the report, print the front."""
+    check_rate(args)
     from manticore.evaluation.mad.executors import check_executor
     from manticore.evaluation.mad.layouts import propose
     from manticore.evaluation.mad.results import ResultsFolder, sweep_identity
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     folder = ResultsFolder(args.out)
     folder.refuse_others(sweep_identity(rules))
     if args.dry_run:
-        print("\n".join([*describe(entries, rules, seeds), *notes]))
+        print("\n".join([*describe(args, entries, rules, seeds), *notes]))
         print(f"would write search.json, search.html, search.md and trials/ in {args.out}")
         return 0
     if not entries:
@@ -111,19 +114,25 @@ def space_of(args: argparse.Namespace, rules: Protocol) -> LayoutSpace:
     return LayoutSpace(**{key: value for key, value in given.items() if value is not None})
 
 
-def describe(entries: Sequence[Entry], rules: Protocol, seeds: Sequence[int]) -> list[str]:
-    """The candidates and what measuring all of them whole would cost."""
-    from manticore.evaluation.mad.estimate import estimate
+def describe(
+    args: argparse.Namespace, entries: Sequence[Entry], rules: Protocol, seeds: Sequence[int]
+) -> list[str]:
+    """The candidates, what measuring all of them whole would cost, and the search's part of it."""
     from manticore.evaluation.mad.plan import plan_trials
-    from manticore.evaluation.mad.search import RUNGS
+    from manticore.evaluation.mad.search import RUNGS, search_steps
 
-    whole = estimate(plan_trials(entries, rules, seeds))
     rungs = ", ".join(f"{rung.points} point at {100 * rung.share:g} %" for rung in RUNGS)
-    said = [f"{entry.name}: {entry.costs()['parameters']:,} parameters" for entry in entries]
-    return [
+    said = [
         f"protocol: {rules.name}, version {rules.version}",
         f"{len(entries)} layouts; rungs: {rungs} of the steps, then whole",
-        *said,
-        "measuring all of them whole:",
-        *whole.lines(),
+        *(f"{entry.name}: {entry.costs()['parameters']:,} parameters" for entry in entries),
     ]
+    if not entries:
+        return said
+    whole = cost_of(args, plan_trials(entries, rules, seeds))
+    steps = search_steps(entries, rules, seeds)
+    line = f"the search itself: {steps:,} steps, {100 * steps / whole.steps:.2g} % of these"
+    if whole.hours is not None:
+        hours = whole.hours * steps / whole.steps
+        line += f"; hours: {hours:.2g} if those that go on cost what all do on average"
+    return [*said, "measuring all of them whole:", *cost_lines(args, whole), line]

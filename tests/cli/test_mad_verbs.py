@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,9 +81,13 @@ def test_changed_rates_and_steps_make_a_protocol_of_their_own(tmp_path: Path, ca
 
 def test_search_dry_run_lists_the_layouts(tmp_path: Path, capsys):
     words = ["--token-mixers", "deltanet", "--channel-mixers", "rwkv7-channel", "--out", tmp_path]
-    assert manticore("mad", "search", *words, "--dry-run") == 0
+    assert manticore("mad", "search", *words, "--dry-run", "--rate", "10") == 0
     said = capsys.readouterr().out
     assert "4 layouts" in said
+    hours = re.findall(r"hours: ([\d.e-]+) (\(a stated 10 GFLOPs/s|if those)", said)
+    # Four at an eighth of the steps, two at a quarter, one whole: 2 of 4.
+    assert "50 % of these" in said
+    assert float(hours[1][0]) == pytest.approx(float(hours[0][0]) / 2, rel=0.1)
     assert "8 % attention is no whole number of 4 blocks" in said
     assert not list(tmp_path.iterdir())
 

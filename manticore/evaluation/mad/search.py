@@ -138,7 +138,27 @@ def kept_names(scores: dict[str, float], entries: Sequence[Entry], keep: float) 
     costs = {entry.name: _costs(entry.costs()) for entry in entries}
     ranked = sorted(scores, key=lambda name: -scores[name])
     order = list(dict.fromkeys([*pareto_front(scores, costs), *ranked]))
-    return order[: max(1, round(keep * len(order)))]
+    return order[: count_kept(len(order), keep)]
+
+
+def count_kept(candidates: int, keep: float) -> int:
+    """How many go on."""
+    return max(1, round(keep * candidates))
+
+
+def search_steps(
+    entries: Sequence[Entry],
+    protocol: Protocol,
+    seeds: Sequence[int],
+    rungs: Sequence[Rung] = RUNGS,
+) -> int:
+    """Steps of a whole search; who goes on does not matter, as all train for as many."""
+    alive, steps = list(entries), 0
+    for rung in rungs:
+        planned = plan_trials(alive, _fewer_points(protocol, rung.points), seeds[:1], rung.share)
+        steps += sum(one.steps for one in planned)
+        alive = alive[: count_kept(len(alive), rung.keep)]
+    return steps + sum(one.steps for one in plan_trials(alive, protocol, seeds))
 
 
 def front_of(scores: Sequence[ArchitectureScore]) -> list[str]:
