@@ -17,7 +17,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 
 from manticore.mixers.delta_scan import delta_scan
 from manticore.mixers.precision import widen
-from manticore.models.fast_functions import calling, convolve, own_state, uses_kernel
+from manticore.models.fast_functions import calling, convolve, own_state, whose
 
 _EPS = 1e-6
 """Added to the square of a norm, as transformers does."""
@@ -63,12 +63,12 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 class DeltaScan(nn.Module):
     """Put before one of transformers' gated DeltaNets."""
 
-    scan_name, scan_form = "delta_scan", "torch-chunk"
+    scan_name = "delta_scan"
     A_log: Tensor
 
-    def uses_kernel(self) -> bool:
-        """Whether the kernels of flash-linear-attention run where the weights are now."""
-        return uses_kernel(self.A_log, "torch_chunk_gated_delta_rule")
+    def scan_in_use(self) -> str:
+        """Whose scan runs where the weights are now."""
+        return whose(self.A_log, "torch_chunk_gated_delta_rule")
 
 
 _OURS: dict[str, Callable[..., Any]] = {

@@ -23,13 +23,7 @@ from transformers.integrations.accelerate import force_accelerate_hooks
 
 from manticore.mixers.causal_conv import causal_conv
 
-_KERNELS = {
-    "causal_conv1d_fn": "causal_conv1d",
-    "mamba2_chunk_scan": "mamba_ssm",
-    "mamba2_selective_state_update": "mamba_ssm",
-    "torch_chunk_gated_delta_rule": "fla",
-    "torch_recurrent_gated_delta_rule": "fla",
-}
+_KERNELS = {"mamba2_chunk_scan": "mamba_ssm", "torch_chunk_gated_delta_rule": "fla"}
 """Packages with the CUDA kernels that transformers runs under these names when they are there."""
 
 
@@ -37,13 +31,14 @@ def calling(forward: Callable[..., Any], **ours: Callable[..., Any]) -> Callable
     """Return `forward` with `ours` in place of the functions of those names.
 
     A forward that does not call all of them, in another version of transformers, is returned as
-    it is. On CUDA with the package of `_KERNELS` the kernels stay.
+    it is. On CUDA transformers' stay: its kernels where their package is, else chunks as large as
+    a GPU likes.
     """
     plain: Any = inspect.unwrap(forward)
     if not ours.keys() <= set(plain.__code__.co_names):
         return forward
     theirs = plain.__globals__
-    exchanged = {name: _unless_kernel(own, theirs[name], name) for name, own in ours.items()}
+    exchanged = {name: _unless_cuda(own, theirs[name]) for name, own in ours.items()}
     bound = FunctionType(
         plain.__code__,
         {**theirs, **exchanged},
@@ -55,9 +50,11 @@ def calling(forward: Callable[..., Any], **ours: Callable[..., Any]) -> Callable
     return force_accelerate_hooks("conv1d")(bound)
 
 
-def uses_kernel(tensor: Tensor, name: str) -> bool:
-    """Whether transformers has a CUDA kernel for this tensor under the name of a function."""
-    return tensor.is_cuda and _is_installed(_KERNELS[name])
+def whose(tensor: Tensor, name: str) -> str:
+    """What runs on this tensor under the name of a function, as `describe_fast_paths` says it."""
+    if not tensor.is_cuda:
+        return "torch-chunk"
+    return "cuda-kernel" if _is_installed(_KERNELS[name]) else "transformers"
 
 
 def convolve(
@@ -80,15 +77,12 @@ def own_state(state: Tensor | None) -> Tensor | None:
     return state.clone() if state is not None and torch.is_grad_enabled() else state
 
 
-def _unless_kernel(
-    own: Callable[..., Any], theirs: Callable[..., Any], name: str
-) -> Callable[..., Any]:
+def _unless_cuda(own: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(theirs)
     def choose(first: Tensor, *args: Any, **kwargs: Any) -> Any:
         # Packed sequences are the kernels' alone; without those theirs says so.
         is_packed = any(kwargs.get(key) is not None for key in ("cu_seqlens", "seq_idx"))
-        function = theirs if is_packed or uses_kernel(first, name) else own
-        return function(first, *args, **kwargs)
+        return (theirs if is_packed or first.is_cuda else own)(first, *args, **kwargs)
 
     return choose
 

@@ -28,7 +28,7 @@ from manticore.mixers.selective_scan import selective_scan, selective_step
 class FastScan(nn.Module):
     """Put before one of transformers' mixers: our scan, equal outputs, exact continuation."""
 
-    scan_name, scan_form = "selective_scan", "torch-step"
+    scan_name = "selective_scan"
 
     # What transformers' Mamba-1 mixers share.
     in_proj: Any
@@ -84,9 +84,9 @@ class FastScan(nn.Module):
             cache_params.update_recurrent_state(state, self.layer_idx)
         return self.out_proj(y.to(hidden_states.dtype))
 
-    def uses_kernel(self) -> bool:
-        """Whether the kernels of mamba_ssm run where the weights are now."""
-        return _prefers_kernels(self.A_log)
+    def scan_in_use(self) -> str:
+        """Whose scan runs where the weights are now."""
+        return "cuda-kernel" if _prefers_kernels(self.A_log) else "torch-step"
 
     def _mix_token(self, hidden_states: Tensor, cache_params: Any, state: Tensor) -> Tensor:
         """Do the same for one token behind a filled cache, with no dimension of time."""

@@ -24,7 +24,7 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mi
 
 from manticore.mixers.decayed_scan import decayed_scan
 from manticore.mixers.precision import widen
-from manticore.models.fast_functions import calling, convolve, own_state, uses_kernel
+from manticore.models.fast_functions import calling, convolve, own_state, whose
 
 
 def chunk_scan(
@@ -106,12 +106,12 @@ def _step_length(dt: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
 class ChunkScan(nn.Module):
     """Put before one of transformers' Mamba-2 layers."""
 
-    scan_name, scan_form = "decayed_scan", "torch-chunk"
+    scan_name = "decayed_scan"
     A_log: Tensor
 
-    def uses_kernel(self) -> bool:
-        """Whether the kernels of mamba_ssm run where the weights are now."""
-        return uses_kernel(self.A_log, "mamba2_chunk_scan")
+    def scan_in_use(self) -> str:
+        """Whose scan runs where the weights are now."""
+        return whose(self.A_log, "mamba2_chunk_scan")
 
 
 _OURS: dict[str, Callable[..., Any]] = {

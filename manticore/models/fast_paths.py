@@ -60,7 +60,7 @@ def describe_fast_paths(base: nn.Module) -> dict[str, str]:
         {} without such mixers, else for a run's record the name of the scan ("selective_scan"
         with Mamba-1, "decayed_scan" with Mamba-2, "delta_scan" with gated DeltaNet, "wkv_scan"
         with RWKV-4) and whose it is: "torch-step" for one step at a time, "torch-chunk" for
-        chunks (both ours), "cuda-kernel" or "transformers" (nothing is bound).
+        chunks (both ours), "cuda-kernel", or "transformers" (nothing is bound, or left on CUDA).
     """
     names: dict[str, set[str]] = {}
     for module in base.modules():
@@ -68,8 +68,7 @@ def describe_fast_paths(base: nn.Module) -> dict[str, str]:
             names.setdefault(_FAST[type(module)].scan_name, set()).add("transformers")
         elif type(module) in _STOCK:
             bound: Any = module
-            name = "cuda-kernel" if bound.uses_kernel() else bound.scan_form
-            names.setdefault(bound.scan_name, set()).add(name)
+            names.setdefault(bound.scan_name, set()).add(bound.scan_in_use())
     return {scan: "+".join(sorted(found)) for scan, found in names.items()}
 
 

@@ -21,7 +21,7 @@ from manticore.mixers.wkv4_scan import wkv4_scan
 class FastRwkvSelfAttention(RwkvSelfAttention):
     """RWKV-4's time mixing for whole sequences; a state goes to transformers' own."""
 
-    scan_name, scan_form = "wkv_scan", "torch-step"
+    scan_name = "wkv_scan"
 
     def forward(self, hidden: Tensor, state: Any = None, use_cache: bool = False) -> Any:
         """Mix tokens along time; (batch, seq, d_model) to the same, and the state as given."""
@@ -33,9 +33,9 @@ class FastRwkvSelfAttention(RwkvSelfAttention):
         mixed, _ = wkv4_scan(key, value, decay, self.time_first)
         return self.output(receptance * mixed), None
 
-    def uses_kernel(self) -> bool:
-        """Whether transformers' CUDA kernel runs where the weights are now."""
-        return _prefers_kernel(self.time_decay)
+    def scan_in_use(self) -> str:
+        """Whose scan runs where the weights are now."""
+        return "cuda-kernel" if _prefers_kernel(self.time_decay) else "torch-step"
 
 
 FAST_RWKV: dict[type[nn.Module], type[nn.Module]] = {RwkvSelfAttention: FastRwkvSelfAttention}
