@@ -101,16 +101,18 @@ class MonarchShape:
 
 def expand_first(first: Tensor, shape: MonarchShape) -> Tensor:
     """Write the first factor as one plain matrix, (inner, in_features)."""
-    return torch.block_diag(*first.unbind())[:, : shape.in_features]
+    n, r, b = shape.first_shape
+    blocks = torch.diag_embed(first.permute(1, 2, 0), dim1=0, dim2=2)  # (N, R, N, b)
+    return _cut(blocks.reshape(n * r, n * b), 1, shape.in_features)
 
 
 def expand_second(second: Tensor, shape: MonarchShape) -> Tensor:
     """Write permutation, second factor and output order as one matrix, (out_features, inner)."""
     n, c, r = shape.second_shape
-    tiles = torch.block_diag(*second.unbind()).view(n, c, n, r)  # (block, row, block, slot)
-    # Column f = slot * N + block; the row order is the layout.
-    order = (1, 0, 3, 2) if shape.layout == "strided" else (0, 1, 3, 2)
-    return tiles.permute(order).reshape(n * c, n * r)[: shape.out_features]
+    # Column f = slot * N + block; where the blocks stand among the rows is the layout.
+    at = 1 if shape.layout == "strided" else 0
+    tiles = torch.diag_embed(second.permute(1, 2, 0), dim1=at, dim2=3)  # (c, N, R, N), (N, c, R, N)
+    return _cut(tiles.reshape(n * c, n * r), 0, shape.out_features)
 
 
 def to_dense(first: Tensor, second: Tensor, shape: MonarchShape) -> Tensor:
@@ -135,12 +137,17 @@ def apply_monarch(x: Tensor, first: Tensor, second: Tensor, shape: MonarchShape)
 def apply_blockwise(x: Tensor, first: Tensor, second: Tensor, shape: MonarchShape) -> Tensor:
     """Multiply block by block: 2 R (n + m) operations per vector, like a product of rank R."""
     n, r, b = shape.first_shape
-    lead = x.shape[:-1]
-    blocks = F.pad(x, (0, n * b - shape.in_features)).reshape(-1, n, b)
-    h = torch.einsum("tkb,kqb->tkq", blocks, first).reshape(-1, r, n)  # (vector, slot, block)
-    pattern = "tpl,lcp->tcl" if shape.layout == "strided" else "tpl,lcp->tlc"
-    y = torch.einsum(pattern, h, second).reshape(*lead, n * shape.block_out)
-    return y[..., : shape.out_features]
+    x = F.pad(x, (0, n * b - shape.in_features)) if shape.in_features < n * b else x
+    blocks = x.reshape(-1, n, b).transpose(0, 1)  # (N, T, b) with T vectors
+    h = torch.bmm(blocks, first.mT).transpose(0, 1).reshape(-1, r, n)  # (vector, slot, block)
+    y = torch.bmm(h.permute(2, 0, 1), second.mT)  # (N, T, c)
+    y = y.permute(1, 2, 0) if shape.layout == "strided" else y.transpose(0, 1)
+    return _cut(y.reshape(*x.shape[:-1], n * shape.block_out), -1, shape.out_features)
+
+
+def _cut(padded: Tensor, dim: int, size: int) -> Tensor:
+    """Drop padding. Where there is none, a slice would copy the gradient for nothing."""
+    return padded if padded.shape[dim] == size else padded.narrow(dim, 0, size)
 
 
 def project(dense: Tensor, shape: MonarchShape) -> tuple[Tensor, Tensor]:
