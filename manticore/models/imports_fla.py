@@ -69,14 +69,18 @@ def read_fla_config(path: str | os.PathLike[str], **overrides: Any) -> MixerLMCo
     return config_from_fla(json.loads(text, object_hook=special_floats), **overrides)
 
 
-def is_fla_folder(folder: Path) -> bool:
-    """Whether a config.json is fla's and of no class of transformers.
+def is_fla_config(config: Any) -> bool:
+    """Whether the content of a config.json is fla's and of no class of transformers.
 
     Both have a `mamba` and a `mamba2`; fla's name their norm's epsilon as all of fla's do.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    name = config.get("model_type") if isinstance(config, dict) else None
+    name = str(config.get("model_type")) if isinstance(config, dict) else ""
     return name in RULES and (name not in CONFIG_MAPPING_NAMES or "norm_eps" in config)
+
+
+def is_fla_folder(folder: Path) -> bool:
+    """Whether a folder with a config.json holds a model of fla."""
+    return is_fla_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def read_fla_model(folder: str | os.PathLike[str], **overrides: Any) -> MixerForCausalLM:

@@ -89,6 +89,7 @@ def load_config(path_or_name: str | os.PathLike[str], **kwargs: Any) -> PreTrain
     name = os.fspath(path_or_name)
     fields = _read_config(name, kwargs)
     model_type = fields.get("model_type")
+    _refuse_fla(name, fields)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedFamilyError(f"{name!r}: {unsupported_message(model_type)}")
     plain = {key: value for key, value in fields.items() if key not in CODE_FIELDS}
@@ -101,6 +102,17 @@ def load_config(path_or_name: str | os.PathLike[str], **kwargs: Any) -> PreTrain
         ) from error
     check_supported(config)
     return config
+
+
+def _refuse_fla(name: str, fields: dict[str, Any]) -> None:
+    # Its mamba would load as that of transformers, with settings of its own left out.
+    from manticore.models.imports_fla import is_fla_config
+
+    if is_fla_config(fields):
+        raise UnsupportedFamilyError(
+            f"{name!r} holds a model of flash-linear-attention. `manticore export {name} --out "
+            "FOLDER` makes one of ours of it; give that folder."
+        )
 
 
 def check_loadable(path_or_name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedConfig:

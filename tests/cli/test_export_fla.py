@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from manticore.cli.main import main
 from manticore.conversion.transfer import transfer
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
+from manticore.models.families import UnsupportedFamilyError
 from manticore.models.imports_fla import read_fla_model
+from manticore.models.loading import load_component
 from tests.cli.tiny_run import make_project
 from tests.models.test_fla_weights import ATTENTION, TOKEN, blocks, small_model
 from tests.models.tiny import tiny
@@ -69,6 +71,14 @@ def test_what_fla_does_not_compute_is_refused_before_anything_is_written(tmp_pat
     assert export(tmp_path / "ours", tmp_path / "fla", "--layout", "fla") == 2
     assert "has gate_normalizer=8.0, and there it is 16.0" in capsys.readouterr().err
     assert not (tmp_path / "fla").exists()
+
+
+@pytest.mark.parametrize("name", ["gla", "mamba"])
+def test_other_verbs_say_how_a_folder_of_fla_becomes_ours(name, tmp_path):
+    small_model(blocks(TOKEN[name])).save_pretrained(tmp_path / "ours")
+    assert export(tmp_path / "ours", tmp_path / "fla", "--layout", "fla") == 0
+    with pytest.raises(UnsupportedFamilyError, match=r"of flash-linear-attention\. `manticore exp"):
+        load_component(tmp_path / "fla")
 
 
 def test_a_hybrid_of_pretrained_models_is_told_to_be_pruned(tmp_path, capsys):
