@@ -1,10 +1,11 @@
 """Write a model so that plain transformers loads it, where one of its classes computes the same.
 
-A hybrid that was pruned to one component leaves as that component's class; a converted model whose
-layout is that of Llama, Mistral, Qwen, OLMo, Phi, GPT-NeoX, GPT-2, GPT-J or of Granite's hybrids as
-that; a model of Mamba's or Mamba-2's mixers alone as Mamba or Mamba-2. Anything else leaves as it
-is, with a card that says why and that loading it takes `import manticore`. Tokenizer and generation
-settings travel along.
+A hybrid that was pruned to one component leaves as that component's class. A converted model leaves
+as Llama, Mistral, Qwen, OLMo, Phi, GPT-NeoX, GPT-2 or GPT-J, or as a hybrid: Granite, Bamba, Jamba,
+OLMo-Hybrid, Qwen3-Next, LFM2. A model of mixers leaves as Mamba, Mamba-2, Nemotron-H, or what its
+blocks of a mixer and an MLP are; docs/export.md has the table. Anything else leaves as it is, and
+its card says why and that loading it takes `import manticore`. Tokenizer and generation settings
+travel along.
 
 --layout fla writes a model for flash-linear-attention instead: retention, GLA, (gated) DeltaNet,
 linear attention, attention, or hybrids of one of them and attention; what its classes do not

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.hybrids.card import model_card, plain, read_front_matter
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 
@@ -77,9 +76,9 @@ def _loading(export: Export) -> list[str]:
 def _limits(export: Export) -> list[str]:
     if export.reason is not None:
         return [_why(export.reason)]
-    is_converted = isinstance(export.source, ConvertedForCausalLM)
-    if is_converted and export.source.config.max_position_embeddings is None:
-        # Rotary angles have no last position, so a converted model keeps no number for it.
+    ours, theirs = (m.config.to_dict() for m in (export.source, export.model))
+    if "max_position_embeddings" in theirs and ours.get("max_position_embeddings", 0) is None:
+        # Rotary angles have no last position, so a model may say none.
         return ["max_position_embeddings in config.json is the default of the class."]
     return []
 

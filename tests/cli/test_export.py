@@ -121,7 +121,8 @@ def test_check_proves_a_granite_hybrid_without_manticore(tmp_path, capsys):
     assert record["check"]["new_tokens"] == 16
     card = (out / "README.md").read_text()
     assert "import manticore" not in card
-    assert r"max\_position\_embeddings in config.json is the default" in card
+    assert "Limits" not in card
+    assert json.loads((out / "config.json").read_text())["max_position_embeddings"] == 64
 
 
 def test_the_blocker_of_the_check_stops_an_import(tmp_path):
@@ -208,3 +209,15 @@ def test_check_proves_a_model_of_mixers_as_mamba(tmp_path, capsys):
     assert main(["export", str(tmp_path / "mixers"), "--check", "--out", str(out)]) == 0
     assert "Manticore was never imported" in capsys.readouterr().out
     assert json.loads((out / "export.json").read_text())["check"]["class"] == "MambaForCausalLM"
+    assert "Limits" not in (out / "README.md").read_text()
+
+
+def test_a_length_that_nobody_gave_is_a_limit_in_the_card(tmp_path):
+    layers = [{"mixer": "mh-attention", "n_heads": 4}, "swiglu"]
+    config = MixerLMConfig(layers=layers, d_model=16, vocab_size=50, head_bias=False)
+    MixerForCausalLM(config).save_pretrained(tmp_path / "mixers")
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "mixers"), "--out", str(out)]) == 0
+    card = (out / "README.md").read_text()
+    assert "# LlamaForCausalLM" in card
+    assert r"max\_position\_embeddings in config.json is the default" in card
