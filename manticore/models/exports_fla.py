@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from manticore.mixers.attention import AttentionSpec
-from manticore.mixers.feature_maps import num_features
 from manticore.mixers.interface import MixerSpec
 from manticore.mixers.mamba import MambaSpec
-from manticore.mixers.rwkv_channel import RWKVChannelSpec
 from manticore.mixers.swiglu import SwiGLUSpec
 from manticore.models.configuration_mixer_lm import MixerLMConfig, layer_spec
 from manticore.models.fla_epsilon import fold_epsilon, with_one_epsilon
+from manticore.models.fla_keys import Keys, attention_sections, channel_keys, token_keys
 from manticore.models.fla_places import BARE, KINDS
-from manticore.models.fla_rules import FEATURE_MAPS, RULES
+from manticore.models.fla_rules import RULES
 from manticore.models.imports_fla import config_from_fla
 from manticore.models.modeling_mixer_lm import MixerForCausalLM
 from manticore.models.stock import SPECIAL_TOKENS
@@ -31,7 +30,6 @@ from manticore.models.stock_parts import what_matters
 from manticore.models.weights_fla import tensors_to_fla
 from manticore.runs import write_json
 
-Keys = dict[str, Any]
 CLASSES = {
     "transformer": "TransformerForCausalLM",
     "linear_attn": "LinearAttentionForCausalLM",
@@ -83,7 +81,7 @@ def fla_config(config: MixerLMConfig) -> Keys:
         "hidden_size": config.hidden_size,
         "num_hidden_layers": len(tokens),
         "vocab_size": config.vocab_size,
-        **_channel_keys(specs[-1]),
+        **channel_keys(specs[-1]),
         "norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "initializer_range": config.initializer_range,
@@ -92,9 +90,9 @@ def fla_config(config: MixerLMConfig) -> Keys:
         **{name: getattr(config, name, None) for name in SPECIAL_TOKENS},
     }
     native = next(spec for spec in tokens if KINDS[type(spec)] == kind)
-    keys |= _keys(native)
+    keys |= token_keys(native)
     if kind not in ("transformer", *BARE):
-        keys["attn"] = _attention_sections(tokens) or None
+        keys["attn"] = attention_sections(tokens)
     difference = next(_differences(config, config_from_fla(keys)), None)
     if difference is not None:
         raise ValueError(f"fla's {CLASSES[kind]} does not compute this: {difference}.")
@@ -133,90 +131,6 @@ def _check_blocks(config: MixerLMConfig, kind: str) -> None:
 
 def _known() -> list[str]:
     return sorted({RULES[kind].mixer for kind in KINDS.values()})
-
-
-def _channel_keys(spec: Any) -> Keys:
-    """Keys of the channel mixer; models without one have the activation of their convolution."""
-    if isinstance(spec, RWKVChannelSpec):
-        own = {"hidden_act": "sqrelu", "norm_first": False, "norm_bias": True}
-        return {"hidden_ratio": None, "intermediate_size": spec.inner_width, **own}
-    if isinstance(spec, SwiGLUSpec):
-        return {"hidden_ratio": None, "intermediate_size": spec.width, "hidden_act": "swish"}
-    return {"hidden_act": "silu", "residual_in_fp32": False}
-
-
-def _keys(spec: MixerSpec) -> Keys:
-    """fla's keys for one of our token mixers, the inverse of its rule."""
-    kind = KINDS[type(spec)]
-    keys = {theirs: getattr(spec, ours) for theirs, ours in RULES[kind].fields.items()}
-    return keys | (_OWN[kind](spec) if kind in _OWN else {})
-
-
-def _attention_sections(tokens: list[MixerSpec]) -> list[Keys]:
-    """The `attn` sections, one for all layers of the same settings."""
-    sections: list[Keys] = []
-    for index, spec in enumerate(tokens):
-        if not isinstance(spec, AttentionSpec):
-            continue
-        keys = _keys(spec)
-        same = (s for s in sections if {k: v for k, v in s.items() if k != "layers"} == keys)
-        section = next(same, None)
-        if section is None:
-            sections.append({"layers": [index], **keys})
-        else:
-            section["layers"].append(index)
-    return sections
-
-
-def _attention(spec: Any) -> Keys:
-    return {
-        "num_kv_heads": spec.kv_heads,
-        "qkv_bias": spec.qkv_bias,
-        "window_size": spec.window,
-        "rope_theta": spec.rotary_base,
-    }
-
-
-def _linear(spec: Any) -> Keys:
-    maps = {ours: theirs for theirs, ours in FEATURE_MAPS.items()}
-    if spec.feature_map not in maps:
-        raise ValueError(
-            f"feature_map={spec.feature_map!r} is none of fla's linear_attn, which are "
-            f"{', '.join(maps)}."
-        )
-    return {
-        "feature_map": maps[spec.feature_map],
-        "norm_eps": spec.norm_eps / num_features(spec.feature_map, spec.head_size),
-    }
-
-
-def _conv(spec: Any) -> Keys:
-    return {"use_short_conv": spec.conv_size > 0, "conv_size": spec.conv_size or 4}
-
-
-def _gated_deltanet(spec: Any) -> Keys:
-    head_dim = spec.key_width // spec.n_heads
-    return {"head_dim": head_dim, "expand_v": spec.value_width / spec.key_width} | _conv(spec)
-
-
-def _rwkv6(spec: Any) -> Keys:
-    return {"num_heads": spec.n_heads, "expand_k": 1.0, "norm_eps": spec.norm_eps}
-
-
-def _mamba(spec: Any) -> Keys:
-    return {"dt_rank": spec.rank, "intermediate_size": spec.inner_width}
-
-
-_OWN: dict[str, Callable[[MixerSpec], Keys]] = {
-    "transformer": _attention,
-    "linear_attn": _linear,
-    "delta_net": _conv,
-    "gated_deltanet": _gated_deltanet,
-    "rwkv6": _rwkv6,
-    "mamba": _mamba,
-    "mamba2": lambda spec: {"num_heads": spec.n_heads},  # type: ignore[attr-defined]
-}
-"""Keys that do not stand for one of our settings alone."""
 
 
 def _differences(config: MixerLMConfig, back: MixerLMConfig) -> Iterator[str]:

@@ -19,7 +19,8 @@ from transformers import GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from manticore.models.configuration_mixer_lm import MixerLMConfig
-from manticore.models.fla_rules import ABSENT, CHANNELS, DEFAULTS, LIBRARY, RULES
+from manticore.models.fla_rules import ABSENT, RULES
+from manticore.models.fla_settings import CHANNELS, DEFAULTS, LIBRARY
 from manticore.models.foreign_layers import Settings, check_value, find_rule
 from manticore.models.loading import special_floats
 from manticore.models.modeling_mixer_lm import MixerForCausalLM

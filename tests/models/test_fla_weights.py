@@ -207,6 +207,17 @@ def test_a_norm_apart_from_its_gate_is_the_same_norm(folder: Path) -> None:
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+def test_shards_are_read_together(folder: Path) -> None:
+    before, tensors = read_fla_model(folder), load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    for file in set(files.values()):
+        save_file({n: t for n, t in tensors.items() if files[n] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    after = read_fla_model(folder).state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.state_dict().items())
+
+
 def test_a_hedgehog_with_a_bias_is_refused(tmp_path: Path) -> None:
     save_as_fla(small_model(blocks(TOKEN["linear_attn, hedgehog"])), tmp_path)
     name = "model.layers.0.attn.feature_map_q.layer.bias"
