@@ -28,6 +28,7 @@ from manticore.cli.options import (
 )
 from manticore.config import dump_yaml, find_recipe, load_recipe, to_plain
 from manticore.config.adapter_recipe import AdaptRecipe
+from manticore.config.numbers import check_least
 from manticore.reports.adapters import method_markdown, method_text, write_method_report
 from manticore.runs import RunFolder, atomic_folder, write_text
 
@@ -64,8 +65,10 @@ def check_methods(recipe: AdaptRecipe) -> None:
     """Every method and every setting exists, before anything is read."""
     from manticore.tuning.methods import FULL, check_method, method_config
     from manticore.tuning.metrics import check_pattern
+    from manticore.tuning.trial import train_config
 
     check_pattern(recipe.evaluate.answer_pattern)
+    train_config(recipe, max(1, recipe.train.steps), recipe.train.lr)
     for method in recipe.methods:
         if method.method == FULL:
             check_method(method.method, method.settings)
@@ -76,12 +79,27 @@ def check_methods(recipe: AdaptRecipe) -> None:
 def open_experiment(
     recipe: AdaptRecipe, args: argparse.Namespace, seeds: list[int], out: Path
 ) -> Any:
-    """The experiment in its run folder, which may be new or half done."""
+    """The experiment in its run folder, which may be new or half done.
+
+    What cannot be read or adapted is told first: a refused recipe leaves no folder behind, which
+    would not take the mended one.
+    """
     from manticore.tuning.experiment import TuningExperiment
 
-    folder = RunFolder(out).open({**to_plain(recipe), "seeds": seeds})
-    base = find_recipe(args.recipe).parent
+    check_least({"--processes": (args.processes, 1)})
+    base, folder = find_recipe(args.recipe).parent, RunFolder(out)
+    if folder.result() is None:
+        check_inputs(recipe, base)
+    folder.open({**to_plain(recipe), "seeds": seeds})
     return TuningExperiment(recipe, folder, base, seeds, args.processes, not args.quiet)
+
+
+def check_inputs(recipe: AdaptRecipe, base: Path) -> None:
+    """Every method fits the model, and the data can be read, before anything is trained."""
+    from manticore.tuning.trial import prepared
+
+    parameter_lines(recipe, base)
+    prepared(recipe, base)
 
 
 def finish(experiment: Any, command: str) -> dict[str, Any]:

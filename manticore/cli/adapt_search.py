@@ -22,6 +22,7 @@ from manticore.cli.adapt_run import add_arguments, check_methods, describe, open
 from manticore.cli.options import command_of, overrides_of, parse_seeds
 from manticore.config import find_recipe, load_recipe
 from manticore.config.adapter_recipe import AdaptRecipe
+from manticore.config.numbers import check_least, check_rates
 from manticore.reports.adapter_search import search_markdown, search_text, write_search_report
 from manticore.runs import write_text
 
@@ -56,9 +57,16 @@ def check_search(recipe: AdaptRecipe, name: str) -> None:
             "search: {budget: 20000}"
         )
     search = recipe.search
-    for key, values in {"nblocks": search.nblocks, "block_ranks": search.block_ranks}.items():
+    shapes = {"nblocks": search.nblocks, "block_ranks": search.block_ranks, "rungs": search.rungs}
+    for key, values in shapes.items():
         if not values or min(values) < 1:
             raise ValueError(f"search.{key}={list(values)}: give whole numbers, at least 1.")
+    if list(search.rungs) != sorted(set(search.rungs)):
+        raise ValueError(f"search.rungs={list(search.rungs)}: every rung is longer than the last.")
+    check_least(
+        {"search.budget": (search.budget, 1), "search.probe_steps": (search.probe_steps, 1)}
+    )
+    check_rates("search.probe_lr", [search.probe_lr])
     if not 0 < search.keep < 1 or search.finalists < 1 or search.candidates < search.finalists:
         raise ValueError(
             f"search.keep={search.keep:g}, finalists={search.finalists}, "

@@ -6,6 +6,7 @@ a data set on the hub; anything else is a path as given or, for models, a name o
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +16,7 @@ from manticore.config.recipes import OptimizerConfig, SplitConfig
 Setting = int | float | str | bool | list[str] | dict[str, int] | None
 HIGHER_IS_BETTER = ("accuracy", "matthews", "exact-match")
 Metric = Literal["loss", "accuracy", "matthews", "exact-match", "bits-per-byte"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +207,12 @@ class AdaptRecipe:
         ids = [method.id for method in self.methods]
         if not ids or len(set(ids)) < len(ids):
             raise ValueError(f"methods need ids, each once; given: {', '.join(ids) or 'none'}.")
+        for name in ids:
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"The id {name!r} of a method names a folder: use letters, digits, '.', '_' "
+                    "and '-', as in more-quarter."
+                )
         for goal in self.goals:
             unknown = {goal.row, goal.against} - set(ids)
             if unknown:
@@ -216,16 +224,11 @@ class AdaptRecipe:
         self._check_measures()
 
     def _check_training(self) -> None:
-        check_least(
-            {
-                "data.seq_len": (self.data.seq_len, 2),
-                "train.batch_size": (self.train.batch_size, 1),
-            }
-        )
+        check_least(self._least())
         check_rates("rates.rates", self.rates.rates)
         check_rates("train.lr", [self.train.lr])
         check_rates("the methods' lr", [m.lr for m in self.methods if m.lr is not None])
-        if (self.train.steps > 0) == (self.train.epochs > 0):
+        if self.train.steps < 0 or (self.train.steps > 0) == (self.train.epochs > 0):
             raise ValueError(
                 f"train.steps={self.train.steps} and train.epochs={self.train.epochs:g}: set "
                 "exactly one of them."
@@ -235,6 +238,26 @@ class AdaptRecipe:
                 f"data.packing is for instruction and chat, not {self.data.format}: running text "
                 "is packed anyway, and a label needs a row of its own. Leave it out."
             )
+
+    def _least(self) -> dict[str, tuple[int, int]]:
+        """Whole numbers that are given, and the least that each may be."""
+        data, train, evaluate = self.data, self.train, self.evaluate
+        numbers = {
+            "data.seq_len": (data.seq_len, 2),
+            "data.passage_chars": (data.passage_chars, 1),
+            "data.train_rows": (data.train_rows, 1),
+            "data.eval_rows": (data.eval_rows, 1),
+            "train.batch_size": (train.batch_size, 1),
+            "train.grad_accumulation": (train.grad_accumulation, 1),
+            "train.warmup_steps": (train.warmup_steps, 0),
+            "train.validate_every": (train.validate_every, 0),
+            "train.checkpoint_every": (train.checkpoint_every, 0),
+            "rates.extensions": (self.rates.extensions, 0),
+            "evaluate.batch_size": (evaluate.batch_size, 1),
+            "evaluate.max_new_tokens": (evaluate.max_new_tokens, 1),
+            "evaluate.generate_rows": (evaluate.generate_rows, 1),
+        }
+        return {key: (value, least) for key, (value, least) in numbers.items() if value is not None}
 
     def _check_measures(self) -> None:
         allowed = {

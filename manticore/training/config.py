@@ -55,6 +55,9 @@ class TrainConfig:
             value = getattr(self, key)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{key}={value}: give a finite number that is not negative.")
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} has to be in [0, 1).")
 
 
 @dataclass(frozen=True, kw_only=True)

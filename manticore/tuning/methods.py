@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import peft
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
@@ -25,8 +26,8 @@ _OURS = ("peft_type", "task_type", "inference_mode", "base_model_name_or_path", 
 
 
 def method_names() -> list[str]:
-    """The names that a recipe may use."""
-    return [FULL, *sorted(str(kind.value).lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING)]
+    """The names that a recipe may use: methods that change modules, not prompts."""
+    return [FULL, *sorted(_by_name())]
 
 
 def check_method(method: str, settings: Mapping[str, Any]) -> None:
@@ -88,7 +89,10 @@ def adapt(
     if trained_too:
         config.modules_to_save = list(trained_too)
     try:
-        wrapped: PeftModel = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT asks transformers by the old name; nobody who runs a recipe can change that.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            wrapped: PeftModel = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{method} cannot adapt {type(model).__name__}: {error}") from error
     return wrapped
@@ -105,12 +109,25 @@ def _settings_of(method: str) -> list[str]:
 
 
 def _config_class(method: str) -> type[PeftConfig]:
-    by_name = {str(k.value).lower(): cls for k, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if method not in by_name:
-        close = difflib.get_close_matches(method, by_name, n=1)
-        meant = f" Did you mean '{close[0]}'?" if close else ""
+    known = _by_name()
+    if method in known:
+        return known[method]
+    if method.upper() in PeftType.__members__:
         raise ValueError(
-            f"Unknown method '{method}'.{meant} Known to peft {peft.__version__}: {FULL}, "
-            f"{', '.join(sorted(by_name))}."
+            f"{method} has no target_modules: it learns a prompt or combines adapters, which a "
+            f"recipe cannot compare. Choose from {', '.join(method_names())}."
         )
-    return by_name[method]
+    close = difflib.get_close_matches(method, known, n=1)
+    meant = f" Did you mean '{close[0]}'?" if close else ""
+    raise ValueError(
+        f"Unknown method '{method}'.{meant} Known to peft {peft.__version__}: "
+        f"{', '.join(method_names())}."
+    )
+
+
+def _by_name() -> dict[str, type[PeftConfig]]:
+    return {
+        str(kind.value).lower(): cls
+        for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+        if any(field.name == "target_modules" for field in dataclasses.fields(cls))
+    }

@@ -39,12 +39,11 @@ def tuned_model(
     recipe: AdaptRecipe, method: MethodConfig, base: Path, data: TuningData, seed: int
 ) -> torch.nn.Module:
     """The model as a method starts: base weights loaded, new weights drawn by the seed alone."""
+    _refuse_quantized(recipe, method)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, recipe.name, "new weights"))
         model = _load(recipe.model, base, len(data.labels), data.pad)
         bind_fast_paths(model.base_model)
-        if method.method == FULL and recipe.model.quantization != "none":
-            raise ValueError("Quantized weights cannot be trained. Leave model.quantization out.")
         return _placed(wrapped_model(model, method, len(data.labels) > 0))
 
 
@@ -65,8 +64,6 @@ def wrapped_model(
         targets = method.targets[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UncoveredLayersWarning)  # the recipe names the targets
-        # PEFT asks transformers by the old name; nobody who runs a recipe can change that.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return adapt(
             model,
             method.method,
@@ -94,11 +91,7 @@ def _load(config: AdaptModelConfig, base: Path, n_labels: int, pad: int) -> PreT
     settings = load_config_of(config, base)
     loader: Any = AutoModelForCausalLM
     if n_labels:
-        if type(settings) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-            raise ValueError(
-                f"transformers has no classifier for {settings.model_type}. Use a model such as "
-                "roberta or gpt_neox, or data.format: instruction with the label as the answer."
-            )
+        _refuse_without_classifier(settings)
         loader = AutoModelForSequenceClassification
         settings.num_labels = n_labels
         settings.pad_token_id = pad  # by which a decoder's classifier finds the last token
@@ -122,6 +115,8 @@ def load_config_of(config: AdaptModelConfig, base: Path, *, is_dry: bool = False
     """
     path = resolve_path(config.path, base)
     is_name = not Path(path).is_absolute() and not Path(path).is_dir()
+    if not is_name and not Path(path).is_dir():
+        raise ValueError(f"model.path {config.path}: there is no folder {path}.")
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=is_dry)
     except (OSError, ValueError) as error:
@@ -136,6 +131,19 @@ def load_config_of(config: AdaptModelConfig, base: Path, *, is_dry: bool = False
         ) from error
 
 
+def _refuse_quantized(recipe: AdaptRecipe, method: MethodConfig) -> None:
+    if method.method == FULL and recipe.model.quantization != "none":
+        raise ValueError("Quantized weights cannot be trained. Leave model.quantization out.")
+
+
+def _refuse_without_classifier(settings: Any) -> None:
+    if type(settings) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"transformers has no classifier for {settings.model_type}. Use a model such as "
+            "roberta or gpt_neox, or data.format: instruction with the label as the answer."
+        )
+
+
 def _new_heads(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_children() if name in _HEADS)
 
@@ -145,9 +153,11 @@ def shell_model(recipe: AdaptRecipe, method: MethodConfig, base: Path) -> torch.
 
     No hub is asked: a model that is not on this machine raises FileNotFoundError.
     """
+    _refuse_quantized(recipe, method)
     settings = load_config_of(recipe.model, base, is_dry=True)
     is_classifier = recipe.data.format == "classification"
     if is_classifier:
+        _refuse_without_classifier(settings)
         settings.num_labels = len(recipe.data.labels) or 2
         model = AutoModelForSequenceClassification.from_config(settings)
     else:

@@ -154,7 +154,14 @@ def test_a_dry_run_without_a_hub_leaves_the_parameters_open(folder, capsys, monk
         ({"evaluate": {"metrics": ["matthews"]}}, "matthews cannot be measured on instruction"),
         ({"rates": {"by": "exact-match"}, "evaluate": {"metrics": ["loss"]}}, "not among evaluate"),
         ({"evaluate": {"metrics": ["loss"], "answer_pattern": "(a)(b)"}}, "has 2 groups"),
-        ({"model": {"path": "./absent"}}, "model.path ./absent is no model"),
+        ({"model": {"path": "./absent"}}, "model.path ./absent: there is no folder"),
+        ({"methods": [{**METHODS[0], "id": "../up"}]}, "The id '../up' of a method"),
+        ({"methods": [{**METHODS[0], "method": "prompt_tuning"}]}, "has no target_modules"),
+        ({"evaluate": {"batch_size": 0}}, "evaluate.batch_size=0: at least 1 is needed"),
+        ({"train": {"steps": 2, "grad_accumulation": 0}}, "train.grad_accumulation=0"),
+        ({"train": {"steps": 2, "weight_decay": -1.0}}, "weight_decay=-1.0"),
+        ({"train": {"steps": 2, "beta2": 2.0}}, "beta2=2.0 has to be in [0, 1)"),
+        ({"train": {"steps": -2, "epochs": 1}}, "set exactly one of them"),
     ],
 )  # fmt: skip
 def test_a_wrong_recipe_is_refused_before_any_work(folder, capsys, changes, message) -> None:
@@ -177,6 +184,28 @@ def test_what_no_method_can_adapt_is_named_before_training(folder, capsys) -> No
     method = {"id": "a", "label": "A", "method": "more", "targets": ["q_prj"]}
     assert main([*write(folder, methods=[method], goals=[]), "--dry-run"]) == 2
     assert "more cannot adapt GPTNeoXForCausalLM" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"methods": [METHODS[1], {**METHODS[2], "targets": ["dens"]}]},
+            "Closest names: 'dens': dense",
+        ),
+        ({"methods": METHODS[:1], "model": {"path": "./model", "quantization": "4bit"}}, "Leave"),
+        (
+            {"data": {"format": "text", "sources": [{"path": "./absent.txt"}]},
+             "evaluate": {"metrics": ["loss"]}},
+            "There is no file or folder",
+        ),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_begin_leaves_no_folder(folder, capsys, changes, message) -> None:
+    command = write(folder, goals=[], **changes)
+    assert main([*command, "--out", "run", "--quiet"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "run").exists()
 
 
 def test_a_recipe_survives_being_written_out(folder) -> None:

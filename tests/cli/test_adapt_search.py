@@ -77,6 +77,8 @@ def test_a_dry_run_says_what_would_be_searched(folder, capsys):
         ({**SEARCH, "nblocks": [0]}, "search.nblocks"),
         ({**SEARCH, "targets": ["dens"]}, "ends with 'dens'. Did you mean 'dense'"),
         ({**SEARCH, "keep": 1.5}, "search.keep=1.5"),
+        ({**SEARCH, "rungs": [4, 2]}, "every rung is longer"),
+        ({**SEARCH, "probe_steps": 0}, "search.probe_steps=0"),
         ({**SEARCH, "probe": "hessian"}, "gradient"),
     ],
 )
