@@ -28,7 +28,7 @@ LAYOUTS = ("strided", "contiguous")
 
 # Up to this inner width N R two plain matrix products beat two batched ones on a CPU, although
 # they multiply N times as many numbers, most of them zero.
-EXPAND_UP_TO = 64
+EXPAND_UP_TO = 32
 
 
 @dataclass(frozen=True, kw_only=True)
