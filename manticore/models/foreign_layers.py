@@ -2,7 +2,7 @@
 
 A rule names every key that the other library writes. A key that no rule knows, or a value that we
 have no counterpart for, is an error: a model that only looks like the one that was meant would be
-worse. The rules are in `mad_lab_rules` and `imports_fla`.
+worse. The rules are in `mad_lab_rules` and `fla_rules`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,22 +53,12 @@ def train_bpe(
             f"vocab_size={vocab_size} has no room for the {N_BYTES} bytes and {END_OF_TEXT}. "
             f"Choose {N_BYTES + 1} or more."
         )
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     first = next(iterator := iter(texts), None)
     if first is None:
         raise ValueError("There is no text to train a tokenizer on. Give at least one.")
-    model = Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    model.train_from_iterator(itertools.chain([first], iterator), trainer)
+    model = _learn_merges(itertools.chain([first], iterator), vocab_size)
     if model.get_vocab_size() != vocab_size:
         raise ValueError(
             f"The text is enough for {model.get_vocab_size()} tokens, not vocab_size="
@@ -84,6 +74,22 @@ def train_bpe(
     if path is not None:
         tokenizer.save_pretrained(str(path))
     return tokenizer
+
+
+def _learn_merges(texts: Iterable[str], vocab_size: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    model.train_from_iterator(texts, trainer)
+    return model
 
 
 def balanced(texts_by_kind: Mapping[str, Sequence[str]]) -> list[str]:
