@@ -14,15 +14,14 @@ import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from manticore.evaluation.conformance.small_settings import COMMON, HABITS, SPECIAL
+from manticore.models import families
 from manticore.seeds import torch_generator
 
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 CONFIGURATIONS = (0, 1, 2)
 """The numbers by which `small_config` knows the configurations of a family."""
-FAMILIES = tuple(
-    sorted({*SPECIAL, *HABITS, "gpt2", "gpt_neox", "olmo2", "phi", "phi3", "qwen2", "qwen3"})
-)
-"""Families whose small model is known to be built; others may work."""
+FAMILIES = tuple(sorted({*families.FAMILIES, *families.WITHOUT_A_ROW, *SPECIAL}))
+"""Families that can be components, those that are refused, and more; others may work."""
 
 
 def small_config(model_type: str, configuration: int = 0, **changes: Any) -> Any:
