@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast, TokenClassifierOutput
@@ -11,6 +10,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast, Toke
 from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.modeling_backbone import ManticoreModel, ManticoreModelOutput
 from manticore.hybrids.modeling_base import ManticorePreTrainedModel
+from manticore.models.last_token import last_real
 
 
 class _Classifier(ManticorePreTrainedModel):
@@ -65,28 +65,16 @@ class ManticoreForSequenceClassification(_Classifier):
             inputs_embeds=inputs_embeds,
             use_cache=False,
         )
-        last = self._last_token(output.last_hidden_state, input_ids, attention_mask)
-        rows = torch.arange(len(last), device=last.device)
-        logits = self._scores(output)[rows, last]
+        pad = self.config.pad_token_id
+        if attention_mask is None and input_ids is not None and pad is not None:
+            attention_mask = input_ids != pad
+        logits = last_real(self._scores(output), attention_mask)
         loss = None
         if labels is not None:
             loss = self.loss_function(
                 labels=labels, logits=logits, pooled_logits=logits, config=self.config, **kwargs
             )
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
-
-    def _last_token(
-        self, hidden: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None
-    ) -> Tensor:
-        """Index of the last real token of each row: (batch,)."""
-        batch, seq_len = hidden.shape[:2]
-        pad = self.config.pad_token_id
-        if attention_mask is None and input_ids is not None and pad is not None:
-            attention_mask = input_ids != pad
-        if attention_mask is None:
-            return torch.full((batch,), seq_len - 1, device=hidden.device)
-        positions = torch.arange(seq_len, device=hidden.device)
-        return (positions * attention_mask.bool()).argmax(dim=-1)
 
 
 class ManticoreForTokenClassification(_Classifier):

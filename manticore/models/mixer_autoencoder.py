@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from manticore.mixers.implicit_filter import ImplicitFilter
 from manticore.mixers.mamba import Mamba
 from manticore.models.configuration_mixer_lm import MixerLMConfig
-from manticore.models.mixer_classifier import last_real
+from manticore.models.last_token import last_real
 from manticore.models.mixer_parts import SinusoidalPositions, linear, new_norm
 from manticore.models.modeling_mixer_lm import MixerModel, MixerPreTrainedModel
 

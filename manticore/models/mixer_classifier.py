@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from manticore.models.configuration_mixer_lm import MixerLMConfig
+from manticore.models.last_token import last_real
 from manticore.models.mixer_parts import linear
 from manticore.models.modeling_mixer_lm import MixerModel, MixerPreTrainedModel
 
@@ -66,12 +67,3 @@ class MixerForSequenceClassification(MixerPreTrainedModel):
         mask = attention_mask.to(hidden.dtype).unsqueeze(-1)
         # Where, not times: what stands at padding is arbitrary.
         return torch.where(mask > 0, hidden, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-
-
-def last_real(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """(B, D): the hidden state of each sequence's last token that is not padding."""
-    if attention_mask is None:
-        return hidden[:, -1]
-    positions = torch.arange(hidden.shape[1], device=hidden.device)
-    last = (attention_mask.bool() * positions).argmax(dim=1)  # (B,)
-    return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])).squeeze(1)
