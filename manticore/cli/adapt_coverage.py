@@ -56,11 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine and print; nothing is written without --out."""
-    from manticore.cli.model_folder import check_output_file
     from manticore.cli.quiet import quiet_transformers
-    from manticore.tuning.methods import check_method
 
     quiet_transformers()
+    from manticore.cli.model_folder import check_output_file
+    from manticore.tuning.methods import check_method
+
     settings = settings_of(args.settings)
     if args.method == "full":
         raise ValueError("Full fine-tuning has no adapters. Choose a method of PEFT.")

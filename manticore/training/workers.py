@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from logging import getLogger
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -83,6 +84,7 @@ class Crew:
 def serve(worker: str, line: Connection) -> None:
     """Answer trials until the parent hangs up. Messages are JSON, never pickles."""
     _die_with_parent()
+    getLogger("bitsandbytes").setLevel("ERROR")  # the parent has warned, or wanted no warning
     from manticore.training.pool import answer_trial, load_worker
 
     def load_and_run(settings: dict[str, Any]) -> dict[str, Any]:
