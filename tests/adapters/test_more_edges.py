@@ -78,6 +78,8 @@ def test_dropout_acts_on_the_input_of_the_adapter_while_training():
         ({"layout": "banded"}, "Unknown layout 'banded'. Known: strided, contiguous"),
         ({"bias": "lora_only"}, "Unknown bias 'lora_only'. Known: none, all, more_only"),
         ({"more_dropout": 1.0}, "more_dropout=1.0"),
+        ({"more_dropout": "half"}, "more_dropout='half' has to be a number"),
+        ({"init_weights": "pissa"}, "init_weights='pissa' has to be True"),
         ({"target_modules": "q", "layers_to_transform": [0]}, "`layers_to_transform` cannot be"),
         ({"format_version": 2}, "by a newer Manticore; .* pip install -U manticore-lm"),
     ],
@@ -99,6 +101,9 @@ def test_names_that_match_nothing_get_the_closest_ones():
         peft.get_peft_model(llama(), MoReConfig(target_modules=["q_prj"]))
     with pytest.warns(UserWarning, match=r"\['v_prj'\] match no module\. Closest names: 'v_prj'"):
         peft.get_peft_model(llama(), MoReConfig(target_modules=["q_proj", "v_prj"]))
+    with pytest.raises(ValueError, match="layers_to_transform") as beyond:
+        peft.get_peft_model(llama(), MoReConfig(target_modules=["q_proj"], layers_to_transform=[9]))
+    assert "Closest names" not in str(beyond.value)  # the name is right, the layer is not
 
 
 def test_the_output_projection_of_multi_head_attention_is_refused():

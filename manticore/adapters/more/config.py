@@ -29,6 +29,10 @@ class MoReConfig(PeftConfig):
     block_rank * (n + m) parameters, whatever the number of blocks, and a change of rank up to
     nblocks * block_rank. One block is LoRA with alpha = r. There is no alpha: the learning rate
     does what it would do.
+
+    Coming from LoRA: r is block_rank, lora_dropout is more_dropout, init_lora_weights is
+    init_weights; names, patterns, layers, bias and modules_to_save mean what they mean there. DoRA,
+    rsLoRA, other first weights, target_parameters and convolutions are not offered.
     """
 
     nblocks: int = 4
@@ -88,8 +92,8 @@ class MoReConfig(PeftConfig):
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} has to be a whole number, at least 1.")
-        if not 0.0 <= self.more_dropout < 1.0:
-            raise ValueError(f"more_dropout={self.more_dropout} has to be in [0, 1).")
+        if not isinstance(self.more_dropout, int | float) or not 0.0 <= self.more_dropout < 1.0:
+            raise ValueError(f"more_dropout={self.more_dropout!r} has to be a number in [0, 1).")
 
     def _check_choices(self) -> None:
         for name, allowed in [("layout", LAYOUTS), ("bias", _BIASES)]:
@@ -97,6 +101,10 @@ class MoReConfig(PeftConfig):
                 raise ValueError(
                     f"Unknown {name} {getattr(self, name)!r}. Known: {', '.join(allowed)}."
                 )
+        if not isinstance(self.init_weights, bool):
+            raise ValueError(
+                f"init_weights={self.init_weights!r} has to be True (start at no change) or False."
+            )
         for name in ("layers_to_transform", "layers_pattern"):
             if isinstance(self.target_modules, str) and getattr(self, name) is not None:
                 raise ValueError(

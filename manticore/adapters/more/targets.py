@@ -97,10 +97,18 @@ def _leave_out_bypassed(config: MoReConfig, model: nn.Module) -> None:
 
 
 def closest_names(config: MoReConfig, model: nn.Module) -> str:
-    """Suggest names of modules that are close to those asked for."""
-    if isinstance(config.target_modules, str) or not config.target_modules:
-        return ""
-    return _suggestions(sorted(config.target_modules), model)
+    """Suggest names of modules that are close to those asked for and absent."""
+    absent = _absent(config, model)
+    return _suggestions(absent, model) if absent else ""
+
+
+def _absent(config: MoReConfig, model: nn.Module) -> list[str]:
+    """Targets that no module's name ends with."""
+    targets = config.target_modules
+    if isinstance(targets, str) or not targets:
+        return []
+    every = [f".{name}" for name, _ in model.named_modules()]
+    return [t for t in sorted(targets) if not any(name.endswith(f".{t}") for name in every)]
 
 
 def _suggestions(wanted: list[str], model: nn.Module) -> str:
@@ -114,15 +122,12 @@ def _suggestions(wanted: list[str], model: nn.Module) -> str:
 
 def _warn_of_unused(config: MoReConfig, model: nn.Module, names: list[str]) -> None:
     """Warn of entries that match no module although others do."""
-    targets = config.target_modules
-    if isinstance(targets, (set, list)) and config.layers_to_transform is None:
-        every = [name for name, _ in model.named_modules()]
-        unused = [t for t in sorted(targets) if not any(f".{n}".endswith(f".{t}") for n in every)]
-        if unused:
-            warnings.warn(
-                f"target_modules {unused} match no module.{_suggestions(unused, model)}",
-                stacklevel=2,
-            )
+    unused = _absent(config, model) if config.layers_to_transform is None else []
+    if unused:
+        warnings.warn(
+            f"target_modules {unused} match no module.{_suggestions(unused, model)}",
+            stacklevel=2,
+        )
     for key in config.nblocks_pattern or {}:
         if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
             warnings.warn(f"nblocks_pattern {key!r} matches no targeted module.", stacklevel=2)
