@@ -81,9 +81,7 @@ def planned(recipe: TransferRecipe, base: Path) -> dict[str, Any]:
         try:
             if row.adapter is not None:
                 check_method(row.adapter.method, row.adapter.settings)
-            _, plans[row.id] = transfer(
-                teacher, {"mixer": row.mixer, **row.settings}, copy=row.copy, keep=row.keep
-            )
+            _, plans[row.id] = transfer(teacher, row.target, copy=row.copy, keep=row.keep)
         except ValueError as error:
             raise ValueError(f"Row {row.id}: {error}") from error
     return plans

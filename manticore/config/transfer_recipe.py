@@ -80,6 +80,11 @@ class StudentConfig:
     lr: float | None = None
     """Its only learning rate, instead of the recipe's."""
 
+    @property
+    def target(self) -> dict[str, Setting]:
+        """The mixer with its settings, as `transfer` takes it."""
+        return {"mixer": self.mixer, **self.settings}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransferGoal:

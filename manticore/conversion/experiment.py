@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from manticore.config import to_plain
 from manticore.config.recipes import SampleConfig
 from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
+from manticore.conversion.context_costs import context_costs
 from manticore.conversion.goals import judge, tokens_to
 from manticore.conversion.student import Student, train_student, trained_student
 from manticore.conversion.teacher import prepared, teacher_tokenizer
@@ -44,12 +45,14 @@ class TransferExperiment:
         """Everything that the report shows; trains what is missing."""
         rows = self.rows()
         teacher = self.teacher()
+        shared = prepared(trial_recipe(self.recipe), self.base)
         return {
             "name": self.recipe.name,
             "teacher": teacher,
             "rows": rows,
             "goals": judge(rows, self.recipe.goals, teacher["validation"]),
-            "data": prepared(trial_recipe(self.recipe), self.base).data.record,
+            "costs": context_costs(shared.source, self.recipe.rows),
+            "data": shared.data.record,
         }
 
     def rows(self) -> list[dict[str, Any]]:

@@ -110,7 +110,7 @@ class _TransferPlan:
     def stages_of(self, row: StudentConfig) -> Iterator[tuple[str, Any, str]]:
         """(What it does, what measures it, what its memory depends on) of one row's stages."""
         align, steps = self.recipe.steps_of(row)
-        shape = repr((row.mixer, row.settings, row.keep))
+        shape = repr((row.target, row.keep))
         if is_calibrated(self.recipe, row):
             yield "calibrating", self.calibration, shape
         if align:
@@ -233,8 +233,7 @@ class _TransferPlan:
         return AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
 
     def _student(self, row: StudentConfig, with_adapter: bool = False) -> Any:
-        layer = {"mixer": row.mixer, **row.settings}
-        model = empty_target(converted_config(self.read, layer, row.keep))
+        model = empty_target(converted_config(self.read, row.target, row.keep))
         if row.adapter is None or not with_adapter:
             return model
         return adapted(model, self.plan_of(row), row.adapter, self.recipe.seed)[0]

@@ -124,7 +124,7 @@ class Student:
             calibration = self.data.batches("train", recipe.calibration_rows, seed).batch_at(0)
         return transfer(
             self.source,
-            {"mixer": row.mixer, **row.settings},
+            row.target,
             copy=row.copy,
             keep=row.keep,
             calibration=None if calibration is None else calibration["input_ids"],

@@ -21,6 +21,7 @@ from manticore.reports.numbers import (
 from manticore.reports.records import read_json
 from manticore.reports.rendering import render
 from manticore.reports.sections import Cell, Line, Table
+from manticore.reports.transfer_costs import cost_legend, cost_tables, draw_costs
 from manticore.reports.transfer_figures import draw_ladder, draw_placement, legend
 from manticore.runs import write_text
 from manticore.training.rates import divergences
@@ -141,7 +142,7 @@ def transfer_text(result: Mapping[str, Any]) -> list[str]:
 
 def transfer_markdown(result: Mapping[str, Any]) -> str:
     """The tables as Markdown, with captions and goals."""
-    tables = [transfer_table(result), goal_table(result)]
+    tables = [transfer_table(result), goal_table(result), *cost_tables(result)]
     parts = [text for t in tables if t.header[1:] for text in (markdown_of(t), t.caption)]
     parts.append("\n".join(f"- {goal['sentence']}" for goal in result["goals"]))
     return "\n\n".join(part for part in parts if part)
@@ -159,6 +160,9 @@ def write_transfer_report(record: str | Path, out: str | Path) -> None:
         placement=draw_placement(result),
         legend=legend(result),
         tables=[*(table for table in tables if table.header[1:]), plan_table(result)],
+        cost_pictures=draw_costs(result),
+        cost_legend=cost_legend(result),
+        cost_tables=cost_tables(result),
         samples=samples_by_prompt(result),
         goals=result["goals"],
         command=result.get("command") or "",

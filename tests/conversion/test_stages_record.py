@@ -11,10 +11,13 @@ import pytest
 
 from manticore.config import load_recipe
 from manticore.config.transfer_recipe import TransferRecipe
+from manticore.conversion.context_costs import context_costs
 from manticore.conversion.goals import judge
+from manticore.conversion.teacher import checked_teacher
 from manticore.conversion.threshold import is_due
 from manticore.reports.mad_tables import markdown_of
 from manticore.reports.transfer import goal_table, transfer_table
+from manticore.reports.transfer_costs import cost_tables
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "transfer"
 SEEDS = {"prose": [0, 1, 2], "stories": [0, 1, 2]}
@@ -28,9 +31,10 @@ def record(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", SEEDS)
 def test_the_readme_shows_the_records_tables_and_verdicts(name: str) -> None:
     readme = (FOLDER / "README.md").read_text("utf-8")
-    for table in (transfer_table(record(name)), goal_table(record(name))):
+    found = record(name)
+    for table in (transfer_table(found), goal_table(found), *cost_tables(found)):
         assert markdown_of(table).strip() in readme
-    for goal in record(name)["goals"]:
+    for goal in found["goals"]:
         assert goal["sentence"] in readme
 
 
@@ -51,6 +55,12 @@ def test_a_record_is_of_the_recipe_beside_it(name: str) -> None:
             assert row["mean"][key] == pytest.approx(statistics.fmean(values))
     assert judge(found["rows"], recipe.goals, found["teacher"]["validation"]) == found["goals"]
     assert f"recipes/transfer/{name}.yaml" in found["command"]
+
+
+def test_the_recorded_costs_are_what_the_formulas_say_of_the_recipe() -> None:
+    recipe = load_recipe(TransferRecipe, str(FOLDER / "prose.yaml"), [])
+    source, _ = checked_teacher(recipe, FOLDER)
+    assert record("prose")["costs"] == context_costs(source, recipe.rows)
 
 
 def test_the_recorded_thaw_is_what_the_rule_says_of_the_recorded_curve() -> None:
