@@ -8,8 +8,9 @@ its card says why and that loading it takes `import manticore`. Tokenizer and ge
 travel along.
 
 --layout fla writes a model for flash-linear-attention instead: retention, GLA, (gated) DeltaNet,
-linear attention, attention, or hybrids of one of them and attention; what its classes do not
-compute is refused by name. A folder of that library is read, too, and leaves as our class.
+linear attention, RWKV-6, attention, hybrids of one of them and attention, or a Mamba; what its
+classes do not compute is refused by name. A folder of that library is read, too, and leaves as our
+class.
 
 --check loads the folder in a process that cannot import Manticore and compares logits and generated
 tokens; a folder for flash-linear-attention is read back by Manticore. Exit status 0: written; 1:

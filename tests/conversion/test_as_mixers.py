@@ -17,6 +17,7 @@ RETENTION = {
     "mixer": "retention", "use_gate": False, "shortest_memory": 32,
     "longest_memory": 32 * 2 ** (HEADS - 1),
 }  # fmt: skip
+OWN = {"projections": "own", "n_heads": 2, "norm_eps": 1e-6}
 WINDOW = {"mixer": "sliding-attention", "window": 9}
 GLA = {"mixer": "gated-linear-attention", "rotary": False, "use_gate": False}
 TOLERANCE = 1e-6
@@ -60,8 +61,13 @@ def test_attention_that_was_kept_becomes_attention_bit_by_bit(family, tmp_path: 
         (GLA, "gla"),
         ({"mixer": "mh-gated-linear-attention", "n_heads": 2, "norm_eps": 1e-6}, "gla"),
         (
-            {"mixer": "gated-deltanet", "projections": "own", "n_heads": 2, "norm_eps": 1e-6},
+            {**OWN, "mixer": "gated-deltanet"},
             "gated_deltanet",
+        ),
+        ({**OWN, "mixer": "deltanet"}, "delta_net"),
+        (
+            {**OWN, "mixer": "linear-attention", "normalize": "rms", "norm_eps": 16e-6},
+            "linear_attn",
         ),
         ([GLA, "attention", "attention", GLA], "gla"),
         ([RETENTION, "attention", RETENTION, WINDOW], "retnet"),
