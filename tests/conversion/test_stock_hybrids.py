@@ -7,6 +7,7 @@ import torch
 
 from manticore.cli.main import main
 from manticore.conversion.stock_layouts import as_stock_model
+from manticore.evaluation.conformance import doctor
 from manticore.models.stock import NoStockClassError
 from tests.conversion.models import converted, maximal
 from tests.conversion.stock_hybrids import CASES, DELTA, M1, OLMO, UNTURNED, hybrid
@@ -28,6 +29,11 @@ def test_a_hybrid_leaves_as_its_class(name, index):
     mask = torch.ones_like(ids)
     ours, theirs = (m.generate(ids, attention_mask=mask, **NEW) for m in (model, stock))
     assert torch.equal(ours, theirs)
+
+
+def test_the_doctor_finds_nothing_wrong_with_residual_lines_of_two_kinds():
+    report = doctor(hybrid("OlmoHybridForCausalLM", 1))
+    assert report.passed, str(report)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ TOKEN_MIXERS = (
 )
 CHANNEL_MIXERS = ("swiglu", "moe-mlp")
 ATTENTION = "mh-attention"
-WHOLE_BLOCKS = ("mamba", "mamba2")
+WHOLE_BLOCKS = ("mamba", "normed-mamba", "mamba2")
 """Token and channel mixer in one: two of them make a block (Gu and Dao, 2023)."""
 
 
