@@ -125,18 +125,33 @@ def _models(args: argparse.Namespace, name: str) -> Iterator[Any]:
 
 def _load(name: str) -> Any:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    from manticore.models.loading import find_file
+
+    find_file(name, "config.json", {})  # raises for a name of nothing
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
             f"{name} does not load as a causal language model: {first_line} Give a folder or a "
             "name with safetensors weights and without remote code, or --family."
         ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights that its config.json asks for (first: "
+            f"{missing[0]}), so random ones would be examined. Fetch or save the checkpoint again."
+        )
+    return model
 
 
 def _write(args: argparse.Namespace, reports: list[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ CONTRIBUTING.md, "Add a model family".
 """
 
 import difflib
+import math
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -185,6 +186,10 @@ class UnsupportedFamilyError(ValueError):
     """A model whose family has no row in the table."""
 
 
+_FORGET_LIMIT = ("mamba2", "bamba", "granitemoehybrid", "falcon_h1")
+"""Families whose cached step in transformers leaves out the limit of the time step."""
+
+
 def check_supported(config: PreTrainedConfig) -> Family:
     """The row of a config's family; raises `UnsupportedFamilyError` when there is none."""
     # Read past the config's own __getattribute__, which is slow and asked for at every call.
@@ -201,6 +206,13 @@ def check_supported(config: PreTrainedConfig) -> Family:
             f"This opt embeds tokens in {config.word_embed_proj_dim} dimensions and projects them "
             f"to its width of {config.hidden_size}; a component's table and head must have the "
             "width of its layers. Of the published sizes only opt-350m is built so: use another."
+        )
+    limit = config.__dict__.get("time_step_limit")
+    if limit is not None and family.model_type in _FORGET_LIMIT and tuple(limit) != (0, math.inf):
+        raise UnsupportedFamilyError(
+            f"This {config.model_type} has time_step_limit={list(limit)}, which transformers "
+            "leaves out when it decodes with a cache. Published models have no limit; use one of "
+            "them."
         )
     if config.__dict__.get("add_cross_attention", False):
         raise UnsupportedFamilyError(

@@ -144,7 +144,7 @@ def _check_complete(name: str, info: dict[str, Any]) -> None:
 
 
 def _read_config(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    path = _find(name, "config.json", kwargs)
+    path = find_file(name, "config.json", kwargs)
     if path is None:
         if _is_folder(name) and (Path(name) / "adapter_config.json").exists():
             raise ValueError(
@@ -181,7 +181,7 @@ def special_floats(fields: dict[str, Any]) -> Any:
 
 def _check_weights(name: str, kwargs: dict[str, Any]) -> None:
     """Refuse pickles, and read the header of every local file before a model is built."""
-    found = next((path for file in WEIGHT_FILES if (path := _find(name, file, kwargs))), None)
+    found = next((path for file in WEIGHT_FILES if (path := find_file(name, file, kwargs))), None)
     if found is None:
         _refuse_without_safetensors(name)
     assert found is not None
@@ -211,8 +211,11 @@ def _refuse_without_safetensors(name: str) -> None:
     )
 
 
-def _find(name: str, file: str, kwargs: dict[str, Any]) -> Path | None:
-    """A file of the checkpoint on this disk (fetched from the hub if need be), or None."""
+def find_file(name: str, file: str, kwargs: dict[str, Any]) -> Path | None:
+    """A file of the checkpoint on this disk (fetched from the hub if need be), or None.
+
+    Raises a `ValueError` for a name that is neither a folder nor a model that the hub gives.
+    """
     if _is_folder(name):
         path = Path(name) / kwargs.get("subfolder", "") / file
         return path if path.is_file() else None

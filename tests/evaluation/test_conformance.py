@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from manticore.cli.main import main
@@ -212,9 +213,22 @@ def test_the_verb_examines_a_folder_and_refuses_what_is_none(tmp_path, capsys):
     small_model("llama").save_pretrained(tmp_path / "model")
     assert main(["doctor", str(tmp_path / "model"), "--check", "causality", "batch"]) == 0
     assert main(["doctor", str(tmp_path / "nothing")]) == 2
-    assert "does not load as a causal language model" in capsys.readouterr().err
+    assert "There is no folder" in capsys.readouterr().err
     assert main(["doctor", "--family", "lama"]) == 2
     assert "Did you mean 'llama'" in capsys.readouterr().err
+
+
+def test_the_verb_refuses_weights_that_are_damaged_or_not_all_there(tmp_path, capsys):
+    small_model("llama").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert "lacks 1 weights" in capsys.readouterr().err
+    file.write_bytes(file.read_bytes()[:5000])
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert "does not load as a causal language model" in capsys.readouterr().err
 
 
 def test_a_hybrid_passes_every_check():

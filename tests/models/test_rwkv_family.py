@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING
 
+from manticore.evaluation.conformance import doctor
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 from manticore.models.component_cache import cache_layers
 from manticore.models.families import UnsupportedFamilyError, check_supported
@@ -15,7 +16,7 @@ from manticore.models.fast_paths import bind_fast_paths, describe_fast_paths, un
 from manticore.models.loading import load_component
 from manticore.models.pretrained import split_causal_lm
 from tests.models.test_components import gradients, maximal, run_in_stages
-from tests.models.tiny import tiny, token_ids
+from tests.models.tiny import tiny, tiny_config, token_ids
 
 FOLDER = Path(os.environ.get("MANTICORE_SHARED_DATA", "absent")) / "ckpt-tiny-rwkv"
 
@@ -101,3 +102,16 @@ def test_an_opt_with_a_narrow_table_is_refused():
     config = CONFIG_MAPPING["opt"](hidden_size=32, word_embed_proj_dim=16)
     with pytest.raises(UnsupportedFamilyError, match="opt-350m"):
         check_supported(config)
+
+
+@pytest.mark.parametrize("family", ["mamba2", "bamba", "granitemoehybrid", "falcon_h1"])
+def test_a_limit_of_the_time_step_is_refused_because_cached_steps_forget_it(family):
+    check_supported(tiny_config(family))
+    limited = tiny_config(family, time_step_limit=[0.001, 0.5])
+    with pytest.raises(UnsupportedFamilyError, match=r"time_step_limit=\[0.001, 0.5\]"):
+        check_supported(limited)
+    model = tiny(family, time_step_limit=[0.001, 0.5])  # if this is mended, drop the refusal
+    for name, parameter in model.named_parameters():
+        if name.endswith("dt_bias"):
+            parameter.data.add_(2)  # long steps, which the limit cuts
+    assert not doctor(model, ["decode-with-positions", "decode"]).passed
