@@ -78,9 +78,11 @@ def test_attention_that_was_kept_becomes_attention_bit_by_bit(family, tmp_path: 
         "gla",
         "its own gla",
         "gated deltanet",
+        "deltanet",
+        "linear",
         "gla hybrid",
         "retention hybrid",
-    ],
+    ],  # fmt: skip
 )
 @torch.no_grad()
 def test_what_heads_carry_is_folded_into_weights(target, kind, tmp_path: Path):
