@@ -82,7 +82,7 @@ def test_attention_that_was_kept_becomes_attention_bit_by_bit(family, tmp_path: 
         "linear",
         "gla hybrid",
         "retention hybrid",
-    ],  # fmt: skip
+    ],
 )
 @torch.no_grad()
 def test_what_heads_carry_is_folded_into_weights(target, kind, tmp_path: Path):
