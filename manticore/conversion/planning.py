@@ -16,6 +16,7 @@ from torch import Tensor
 from manticore.conversion.configuration_converted import ConvertedConfig
 from manticore.conversion.first_weights import first_weights
 from manticore.conversion.heads import HeadsSpec
+from manticore.conversion.mixer_choice import HEADS
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.conversion.plan import TransferPlan, TransferRow
 from manticore.conversion.reading import Source, SourceTensor
@@ -175,7 +176,7 @@ def _check_qkv(source: Source, config: ConvertedConfig, spec: MixerSpec, index: 
     if not isinstance(spec, HeadsSpec):
         raise ValueError(
             f"{where} has no queries, keys and values that the source's could become. "
-            "Leave qkv out of copy (copy='paper'), or choose a mixer that keeps the projections."
+            f"{_keeping(name)} Or leave qkv out of copy (copy='paper')."
         )
     if (spec.n_heads, spec.head_dim) != (block.n_heads, block.head_dim):
         raise ValueError(
@@ -188,6 +189,16 @@ def _check_qkv(source: Source, config: ConvertedConfig, spec: MixerSpec, index: 
             f"{where} has {spec.n_kv_heads} key heads, the source {block.n_kv_heads}: they could "
             f"only be averaged, which loses some. {advice}"
         )
+
+
+def _keeping(name: str) -> str:
+    """What to choose instead of a mixer that has projections of its own."""
+    if name in HEADS:
+        return "Leave out projections: own."
+    close = {"mamba2": "mamba2-heads"}.get(name, name.removeprefix("mh-"))
+    if close in HEADS:
+        return f"Choose {close!r}, the same sum behind the source's projections."
+    return f"Choose a mixer that keeps the projections: {', '.join(HEADS)}."
 
 
 def _dropped(

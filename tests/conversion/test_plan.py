@@ -167,6 +167,20 @@ def test_bad_parts_and_layers_are_refused():
         transfer(source, "retention", keep=[4])
 
 
+@pytest.mark.parametrize(
+    ("target", "advice"),
+    [
+        ("mamba2", "Choose 'mamba2-heads'"),
+        ("mh-sliding-attention", "Choose 'sliding-attention'"),
+        ({"mixer": "gated-deltanet", "projections": "own"}, "Leave out projections: own"),
+        ("rwkv6", "keeps the projections: attention, .*, mamba2-heads"),
+    ],
+)
+def test_where_queries_have_no_place_the_mixer_that_keeps_them_is_named(target, advice):
+    with pytest.raises(ValueError, match=advice):
+        transfer(tiny("gpt_neox", hidden_size=64), target, copy="all")
+
+
 def test_the_plan_needs_no_numbers():
     from manticore.conversion.planning import make_plan
     from manticore.conversion.transfer import converted_config, empty_target
