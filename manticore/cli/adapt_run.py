@@ -105,6 +105,7 @@ def check_inputs(recipe: AdaptRecipe, base: Path) -> None:
 def finish(experiment: Any, command: str) -> dict[str, Any]:
     """All stages, then result, report and models."""
     from manticore.tuning.experiment import judge
+    from manticore.tuning.search_findings import front_of
     from manticore.tuning.trial import prepared
 
     recipe, folder = experiment.recipe, experiment.folder
@@ -115,8 +116,10 @@ def finish(experiment: Any, command: str) -> dict[str, Any]:
         "verb": "adapt run",
         "name": recipe.name,
         "command": command,
+        "subject": subject_of(recipe),
         "metrics": metrics,
         "rows": rows,
+        "front": front_of(rows, metrics[0]),
         "untouched": {} if data.labels else experiment.untouched(),
         "goals": judge(rows, recipe.goals, metrics[0]),
         "data": data.record,
@@ -159,16 +162,25 @@ def describe(recipe: AdaptRecipe, base: Path, seeds: list[int], out: Path) -> li
     tried = len(recipe.rates.rates) or 1
     count = sum(1 if m.lr else tried for m in recipe.methods)
     count += len(recipe.methods) * (len(seeds) - 1)
-    steps = (
-        f"{recipe.train.steps:,} steps" if recipe.train.steps else f"{recipe.train.epochs:g} epochs"
-    )
     return [
         *lines,
         f"trainings: {count}, and {recipe.rates.extensions} more at most for each method whose "
-        f"best rate lies at an end; each {steps} of {recipe.train.batch_size} rows of at most "
-        f"{recipe.data.seq_len} tokens",
+        f"best rate lies at an end; each {length_of(recipe)}",
         f"would write: {out}/result.json, table.md, report.html, models/, rows/, trials/",
     ]
+
+
+def length_of(recipe: AdaptRecipe) -> str:
+    """How long one training is, in words."""
+    train = recipe.train
+    steps = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
+    return f"{steps} of {train.batch_size} rows of at most {recipe.data.seq_len} tokens"
+
+
+def subject_of(recipe: AdaptRecipe) -> str:
+    """The model, the kind of data and the length of a training, for the report."""
+    name = recipe.model.name or Path(recipe.model.path).name
+    return f"{name} on {recipe.data.format} data; every training is {length_of(recipe)}."
 
 
 def parameter_lines(recipe: AdaptRecipe, base: Path) -> list[str]:

@@ -18,7 +18,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from manticore.cli.adapt_run import add_arguments, check_methods, describe, open_experiment
+from manticore.cli.adapt_run import (
+    add_arguments,
+    check_methods,
+    describe,
+    open_experiment,
+    subject_of,
+)
 from manticore.cli.options import command_of, overrides_of, parse_seeds
 from manticore.config import find_recipe, load_recipe
 from manticore.config.adapter_recipe import AdaptRecipe
@@ -84,6 +90,7 @@ def finish(experiment: Any, command: str) -> dict[str, Any]:
         "verb": "adapt search",
         "name": recipe.name,
         "command": command,
+        "subject": subject_of(recipe),
         "metrics": list(recipe.evaluate.metrics),
         **search_shapes(experiment),
     }

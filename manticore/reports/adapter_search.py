@@ -6,22 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from manticore.config.adapter_recipe import HIGHER_IS_BETTER
-from manticore.reports.adapters import NAMES, method_table, render_page
-from manticore.reports.front_figure import FrontPoint, draw_front
+from manticore.reports.adapters import COSTS, NAMES, draw_panel, method_table, render_page
 from manticore.reports.mad_tables import markdown_of, text_of
-from manticore.reports.numbers import DASH, bytes_text, count_text, loss_text
+from manticore.reports.numbers import DASH, loss_text
 from manticore.reports.records import read_json
 from manticore.reports.sections import Cell, Line, Table
 from manticore.runs import write_text
-
-COSTS = {
-    "parameters": ("parameters", lambda value: count_text(round(value))),
-    "memory_bytes": ("memory of a step", bytes_text),
-    "step_seconds": ("time of a step", lambda value: f"{1000 * value:.0f} ms"),
-}
 
 
 def search_text(result: Mapping[str, Any]) -> list[str]:
@@ -57,24 +47,6 @@ def write_search_report(record: str | Path, out: str | Path) -> None:
     panels = [draw_panel(result, key) for key in result["front"]]
     tables = [method_table(result), rung_table(result)]
     write_text(out, render_page(result, tables, panels, ready(result)))
-
-
-def draw_panel(result: Mapping[str, Any], key: str) -> Markup:
-    """The first measure against one cost, of all adapters."""
-    metric, (title, text) = result["metrics"][0], COSTS[key]
-    points = [
-        FrontPoint(
-            cost=max(float(row[key]), 1e-6),
-            value=float(row["mean"][metric]),
-            label=str(row["label"]),
-            title=f"{row['label']}: {loss_text(row['mean'][metric])}, {text(row[key])}",
-            is_front=row["id"] in result["front"][key],
-        )
-        for row in result["rows"]
-        if row["method"] != "full"
-    ]
-    better = "higher" if metric in HIGHER_IS_BETTER else "lower"
-    return draw_front(points, f"{NAMES[metric]} ({better} is better) against {title}", text)
 
 
 def rung_table(result: Mapping[str, Any]) -> Table:

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from manticore.config.adapter_recipe import HIGHER_IS_BETTER
+from manticore.reports.front_figure import FrontPoint, draw_front
 from manticore.reports.mad_tables import markdown_of, text_of
 from manticore.reports.numbers import DASH, bytes_text, count_text, loss_text, spread_text
 from manticore.reports.records import read_json
@@ -23,6 +24,11 @@ NAMES = {
     "matthews": "Matthews",
     "exact-match": "exact match",
     "bits-per-byte": "bits per byte",
+}
+COSTS = {
+    "parameters": ("trained parameters", lambda value: count_text(round(value))),
+    "memory_bytes": ("memory of a step", bytes_text),
+    "step_seconds": ("time of a step", lambda value: f"{1000 * value:.0f} ms"),
 }
 
 
@@ -56,9 +62,13 @@ def caption(result: Mapping[str, Any]) -> str:
     """What the numbers are."""
     seeds = max(len(row["seeds"]) for row in result["rows"])
     spread = ", ± is the sample standard deviation over seeds" if seeds > 1 else ", one seed"
+    higher = [NAMES[metric] for metric in result["metrics"] if metric in HIGHER_IS_BETTER]
+    better = f"higher is better for {' and '.join(higher)}" if higher else "lower is better"
     text = (
-        f"Test split{spread}. Memory is what a step keeps beside the frozen weights: saved "
-        "activations, gradients and moments. A step is forward and backward, processor time."
+        f"Test split, {better}{spread}. Trained are the parameters that training changes. Memory "
+        "is what a step keeps beside the frozen weights: saved activations, gradients and "
+        "moments. A step is forward and backward, processor time. The rate is the learning rate "
+        "that validation chose."
     )
     return " ".join([text, *divergences(result["rows"])])
 
@@ -82,7 +92,8 @@ def write_method_report(record: str | Path, out: str | Path) -> None:
     if Path(out).suffix == ".md":
         write_text(out, f"# {result['name']}\n\n{method_markdown(result)}\n")
         return
-    write_text(out, render_page(result, [method_table(result)], []))
+    panels = [draw_panel(result, key) for key in result.get("front") or {}]
+    write_text(out, render_page(result, [method_table(result)], panels))
 
 
 def render_page(
@@ -96,6 +107,8 @@ def render_page(
         "adapters.html",
         name=result["name"],
         headline=headline(result),
+        subject=result.get("subject") or "",
+        better="higher" if result["metrics"][0] in HIGHER_IS_BETTER else "lower",
         tables=tables,
         panels=panels,
         code=code,
@@ -105,11 +118,33 @@ def render_page(
     )
 
 
+def draw_panel(result: Mapping[str, Any], key: str) -> Markup:
+    """The first measure against one cost, of all adapters."""
+    metric, (title, text) = result["metrics"][0], COSTS[key]
+    points = [
+        FrontPoint(
+            cost=max(float(row[key]), 1e-6),
+            value=float(row["mean"][metric]),
+            label=_short(str(row["label"])),
+            title=f"{row['label']}: {loss_text(row['mean'][metric])}, {text(row[key])}",
+            is_front=row["id"] in result["front"][key],
+        )
+        for row in result["rows"]
+        if row["method"] != "full"
+    ]
+    return draw_front(points, f"{NAMES[metric]} against {title}", text)
+
+
+def _short(label: str) -> str:
+    """A label that fits beside a point: what stands before the comma of a long one."""
+    return label if len(label) < 24 else label.partition(",")[0]
+
+
 def headline(result: Mapping[str, Any]) -> str:
     """One sentence: the best row, and what the goals came to."""
     metric = result["metrics"][0]
     best = ordered_rows(result["rows"], metric)[0]
-    text = f"{best['label']} is best: {NAMES[metric]} {loss_text(best['mean'][metric])}."
+    text = f"Best by {NAMES[metric]}: {best['label']}, {loss_text(best['mean'][metric])}."
     goals = result.get("goals") or []
     met = sum(bool(goal["met"]) for goal in goals)
     return text + (f" {met} of {len(goals)} goals met." if goals else "")

@@ -33,8 +33,6 @@ def adapter_card(recipe: AdaptRecipe, result: Mapping[str, Any], table: str, row
           if row["method"] == "more" else []),
         table,
         "",
-        *(f"- {goal['sentence']}" for goal in result.get("goals") or []),
-        "",
         "Data:",
         "",
         *(f"- {path}: {licence or 'no licence named'}"

@@ -24,8 +24,13 @@ EQUAL = 0.05
 
 
 def front_of(rows: Sequence[Row], metric: str) -> dict[str, list[str]]:
-    """For each cost, the rows that nothing beats in the measure and in that cost; full is none."""
+    """For each cost, the rows that nothing beats in the measure and in that cost; full is none.
+
+    One adapter alone has no front.
+    """
     adapters = [row for row in rows if row["method"] != "full"]
+    if len(adapters) < 2:
+        return {}
     scores = {row["id"]: -badness(row["mean"], metric) for row in adapters}
     return {
         key: pareto_front(scores, {row["id"]: [float(row[key])] for row in adapters})

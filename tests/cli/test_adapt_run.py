@@ -58,6 +58,9 @@ def test_a_run_writes_table_report_and_models_with_cards(folder, capsys) -> None
     assert "&lt;b&gt;MoRe" in page
     assert "<b>MoRe" not in page
     assert "<script" not in page
+    assert "model on instruction data; every training is " in page
+    assert page.count("<svg") == 3  # parameters, memory and time
+    assert page.count('class="state"') == len(result["goals"])
 
     for row in result["rows"]:
         card = (folder / "run" / "models" / row["id"] / "README.md").read_text()
@@ -67,6 +70,7 @@ def test_a_run_writes_table_report_and_models_with_cards(folder, capsys) -> None
         assert fields["library_name"] == ("transformers" if row["id"] == "full" else "peft")
         assert "./rows.jsonl: CC0" in body
         assert result["command"] in body
+        assert body.count(result["goals"][0]["sentence"]) == 1
         assert ("import manticore" in body) == (row["id"] == "more")
 
 
