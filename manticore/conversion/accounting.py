@@ -4,6 +4,7 @@ Per token at length T, with F the forward FLOPs of `models.costs` and D the shar
 weights that are trained:
 
     forward F, gradients of activations F, gradients of weights D F
+    calibration: the teacher's F, and F of the student's converted layers alone
     alignment: the teacher's F, and 3 F of the student's converted layers alone
     distillation: the teacher's F beside the student's
 
@@ -49,12 +50,20 @@ class Ledger:
             layer_forward=layer_cost(student, 0, layers, seq_len).forward.total / layers,
         )
 
+    def calibrate(self, tokens: float, converted: int) -> None:
+        """Count the text on which new mixers are scaled."""
+        self._match(tokens, converted, passes=1)
+
     def align(self, tokens: float, converted: int) -> None:
         """Count a stage of alignment."""
+        self._match(tokens, converted, passes=3)
+
+    def _match(self, tokens: float, converted: int, passes: int) -> None:
+        """Converted layers fed by the teacher, with a backward pass or without."""
         told = tokens * self.teacher_forward
         self.tokens += tokens
         self.teacher_flops += told
-        self.flops += told + 3 * tokens * converted * self.layer_forward
+        self.flops += told + passes * tokens * converted * self.layer_forward
 
     def after_training(self, tokens: float, how: dict[str, Any]) -> dict[str, float]:
         """What it comes to after so many tokens of training; the ledger stays as it is.

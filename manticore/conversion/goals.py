@@ -73,7 +73,8 @@ def speed_up(curve: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, 
     needed = tokens_to(curve, other[-1]["loss"])
     if needed is None:
         return None
-    needed = max(needed, curve[1]["tokens"]) if needed == 0 else needed
+    if needed == curve[0]["tokens"]:
+        needed = curve[1]["tokens"]
     first = tokens_to(other, other[-1]["loss"])
     assert first is not None  # it reaches its own last loss
     return first / needed

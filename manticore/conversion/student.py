@@ -8,7 +8,8 @@ train       inherited weights frozen until the threshold fires      (row.freeze)
             an adapter instead of the inherited matrices            (row.adapter)
 ```
 
-Steps of alignment come out of the row's own, so every row of a length sees as many tokens.
+Steps of alignment come out of the row's own, so every row of a length sees as many tokens, but for
+the batch on which new mixers are scaled; that is counted, too.
 """
 
 from __future__ import annotations
@@ -89,6 +90,9 @@ class Student:
         folder.path.mkdir(parents=True, exist_ok=True)
         model, plan = self.transferred()
         ledger = Ledger.of(self.teacher.config, model.config, self.recipe.data.seq_len)
+        if is_calibrated(self.recipe, self.row):
+            rows = self.recipe.calibration_rows
+            ledger.calibrate(rows * self.recipe.data.seq_len, len(converted_layers(model)))
         curve = [self._point(model, ledger)]
         if self.align_steps:
             curve += self._aligned(model, ledger, folder)

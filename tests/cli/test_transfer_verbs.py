@@ -59,10 +59,15 @@ def test_a_run_writes_table_report_and_models(folder: Path, capsys) -> None:
     assert result["command"] == "manticore transfer run tiny.yaml --seeds 0,1 --out run"
     assert [row["seeds"] for row in result["rows"]] == [[0, 1]] * 3
     assert [goal["met"] for goal in result["goals"]] == [False, True]
-    # 6 steps of 4 rows of 16 tokens, whatever the stages were.
-    assert {row["tokens"] for row in result["rows"]} == {6 * 4 * 16}
+    # 6 steps of 4 rows of 16 tokens, whatever the stages were, and 2 rows to scale new mixers.
+    steps, scaling = 6 * 4 * 16, 2 * 16
+    assert [row["tokens"] for row in result["rows"]] == [steps, *[steps + scaling] * 2]
+    assert [row["curves"][0][0]["tokens"] for row in result["rows"]] == [0, scaling, scaling]
     scratch, paper, kept = result["rows"]
-    assert scratch["teacher_flops"] == paper["teacher_flops"] == 0 < kept["teacher_flops"]
+    # The teacher is fed the text that scales, and that of alignment and distillation.
+    told = [row["teacher_flops"] / 16 for row in (scratch, paper, kept)]
+    assert 0 < told[1]
+    assert told == [0, told[1], (2 + 6 * 4) * told[1] / 2]
     assert result["plans"]["kept"]["layers"] == ["retention", "attention"]
     assert {one["row"] for one in result["samples"]} == {"teacher", "scratch", "paper", "kept"}
 

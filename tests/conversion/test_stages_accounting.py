@@ -49,6 +49,16 @@ def test_the_teachers_forward_counts_in_alignment_and_distillation() -> None:
     assert book.tokens == 100  # asking changes nothing
 
 
+def test_calibration_is_a_forward_pass_of_the_teacher_and_of_the_new_layers() -> None:
+    book = ledger()
+    book.calibrate(100, converted=3)
+    assert book.so_far() == {
+        "tokens": 100.0,
+        "flops": 100 * 100.0 + 100 * 3 * 10.0,
+        "teacher_flops": 100 * 100.0,
+    }
+
+
 # Distillation
 
 
@@ -84,6 +94,7 @@ def test_a_speed_up_is_a_quotient_of_tokens() -> None:
     assert speed_up(curve((0, 5.0), (100, 4.5)), slow) is None
     # There before any training: counted with its first look, not as infinitely fast.
     assert speed_up(curve((0, 3.9), (100, 3.0)), slow) == pytest.approx(4.0)
+    assert speed_up(curve((20, 3.9), (120, 3.0)), slow) == pytest.approx(400 / 120)
 
 
 def row(name: str, losses: list[float], starts: list[float]) -> dict[str, Any]:
