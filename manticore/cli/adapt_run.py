@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     experiment = open_experiment(recipe, args, seeds, out)
     result = experiment.folder.result() or finish(experiment, command_of("adapt run", args))
+    write_text(out / "table.md", method_markdown(result) + "\n")
+    write_method_report(out / "result.json", out / "report.html")
     print("\n".join(method_text(result)))
     print(f"wrote {out / 'report.html'}, {out / 'table.md'} and {out / 'models'}")
     return 0
@@ -103,7 +105,7 @@ def check_inputs(recipe: AdaptRecipe, base: Path) -> None:
 
 
 def finish(experiment: Any, command: str) -> dict[str, Any]:
-    """All stages, then result, report and models."""
+    """All stages, then models and result."""
     from manticore.tuning.experiment import judge
     from manticore.tuning.search_findings import front_of
     from manticore.tuning.trial import prepared
@@ -126,9 +128,7 @@ def finish(experiment: Any, command: str) -> dict[str, Any]:
         "labels": list(data.labels),
     }
     write_models(experiment, result)
-    write_text(folder.path / "table.md", method_markdown(result) + "\n")
     folder.write_result(result)
-    write_method_report(folder.path / "result.json", folder.path / "report.html")
     return result
 
 

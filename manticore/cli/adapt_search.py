@@ -50,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     experiment = open_experiment(recipe, args, seeds, out)
     result = experiment.folder.result() or finish(experiment, command_of("adapt search", args))
+    write_text(out / "table.md", search_markdown(result) + "\n")
+    write_text(out / "winner.yaml", result["winner"]["recipe"])
+    write_search_report(out / "result.json", out / "report.html")
     print("\n".join(search_text(result)))
     print(f"wrote {out / 'report.html'}, {out / 'table.md'} and {out / 'winner.yaml'}")
     return 0
@@ -82,7 +85,7 @@ def check_search(recipe: AdaptRecipe, name: str) -> None:
 
 
 def finish(experiment: Any, command: str) -> dict[str, Any]:
-    """The search, then result and report."""
+    """The search, then its result."""
     from manticore.tuning.shape_search import search_shapes
 
     recipe, folder = experiment.recipe, experiment.folder
@@ -94,10 +97,7 @@ def finish(experiment: Any, command: str) -> dict[str, Any]:
         "metrics": list(recipe.evaluate.metrics),
         **search_shapes(experiment),
     }
-    write_text(folder.path / "table.md", search_markdown(result) + "\n")
-    write_text(folder.path / "winner.yaml", result["winner"]["recipe"])
     folder.write_result(result)
-    write_search_report(folder.path / "result.json", folder.path / "report.html")
     return result
 
 

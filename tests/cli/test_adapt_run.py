@@ -73,6 +73,10 @@ def test_a_run_writes_table_report_and_models_with_cards(folder, capsys) -> None
         assert body.count(result["goals"][0]["sentence"]) == 1
         assert ("import manticore" in body) == (row["id"] == "more")
 
+    (folder / "run" / "report.html").unlink()  # a kill between the result and its page
+    assert main([*command, "--seeds", "0,1", "--out", "run", "--quiet"]) == 0
+    assert (folder / "run" / "report.html").read_text() == page
+
 
 # Dry runs
 
