@@ -118,10 +118,13 @@ def compare_placements(
 
 def placement_lines(placements: Sequence[Placement]) -> list[str]:
     """The table as aligned text."""
-    lines = [f"{'method':14} {'cache bytes':>14} {'loss':>8} {'kl':>8}  attention layers"]
+    numbers = f"{'cache bytes':>14} {'loss':>8} {'kl':>8} {'scored on':>14}"
+    lines = [f"{'method':14} {numbers}  attention layers"]
     for p in placements:
         kept = ", ".join(map(str, p.attention)) or "none"
-        lines.append(f"{p.method:14} {p.cache_bytes:>14,} {p.loss:>8.4f} {p.kl:>8.4f}  {kept}")
+        tokens = f"{p.scoring_tokens:,} tokens" if p.scoring_tokens else "-"
+        numbers = f"{p.cache_bytes:>14,} {p.loss:>8.4f} {p.kl:>8.4f} {tokens:>14}"
+        lines.append(f"{p.method:14} {numbers}  {kept}")
     return lines
 
 

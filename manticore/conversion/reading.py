@@ -76,6 +76,18 @@ def read_source(model: PreTrainedModel) -> Source:
     return Source(model.config.model_type, block, tensors, names, special, longest)
 
 
+def check_finite(source: Source) -> None:
+    """Raise where a number of the source is none: it would be in every logit of the result."""
+    for tensor in source.tensors.values():
+        if not tensor.value.isfinite().all():
+            count = int((~tensor.value.isfinite()).sum())
+            raise ValueError(
+                f"{count:,} of the {tensor.value.numel():,} numbers in the source's {tensor.name} "
+                "are not finite. Load a checkpoint from before they became so, or in a dtype that "
+                "holds its weights (float16 ends at 65504)."
+            )
+
+
 def read_block(config: PreTrainedConfig) -> BlockSpec:
     """The blocks of a source, from its config alone."""
     return source_family(config).block(config)

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 
 from manticore.conversion.calibration import calibrate
 from manticore.conversion.configuration_converted import ConvertedConfig
+from manticore.conversion.first_weights import open_gates
 from manticore.conversion.mixer_choice import Layer, as_layer
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.conversion.plan import TransferPlan
 from manticore.conversion.planning import make_plan
-from manticore.conversion.reading import Source, read_source
+from manticore.conversion.reading import Source, check_finite, read_source
 from manticore.conversion.vocabulary import check_ids
 from manticore.models.loading import load_component
 from manticore.seeds import torch_generator
@@ -54,11 +55,12 @@ def transfer(
         The model, in eval mode and in the source's dtype, and the plan of the transfer.
 
     Raises:
-        ValueError: a family or a mixer that is not known, heads that do not match, or text in
-            another vocabulary.
+        ValueError: a family or a mixer that is not known, heads that do not match, weights that
+            are not finite, or text in another vocabulary.
     """
     model_in = source if isinstance(source, PreTrainedModel) else load_component(source)
     read = read_source(model_in)
+    check_finite(read)
     config = converted_config(read, target, keep)
     if calibration is not None:
         if calibration.dim() != 2 or not calibration.numel():
@@ -69,6 +71,7 @@ def transfer(
         check_ids([calibration], config.vocab_size)
     generator = torch_generator(seed, "conversion", "initial weights")
     model = ConvertedForCausalLM.from_generator(config, generator)
+    open_gates(model)
     plan, assignments = make_plan(read, model, copy)
     state = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():

@@ -139,7 +139,9 @@ def test_on_one_budget_scores_choose_better_than_fixed_places():
     # The teacher, the model as it was, and four variants, on 2 batches of 3 x 24 tokens.
     assert table["restore-one"].scoring_tokens == 6 * 144
     json.dumps(placement_record(placements, budget))
-    assert placement_lines(placements)[-1].endswith("  3")
+    lines = placement_lines(placements)
+    assert lines[-1].endswith("    864 tokens  3")
+    assert lines[1].endswith("-  none")
 
 
 @pytest.mark.parametrize("target", ["retention", {"mixer": "mamba2", "head_dim": 8}])

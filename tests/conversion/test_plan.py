@@ -221,6 +221,34 @@ def test_settings_of_a_layer_are_checked(family, setting, reason):
         transfer(tiny(family), {"mixer": "gated-deltanet", **setting})
 
 
+@pytest.mark.parametrize("mixer", ["retention", "gated-linear-attention", "rwkv7"])
+@torch.no_grad()
+def test_output_gates_of_converted_layers_start_at_one(mixer):
+    """Those without a bias, which a one could stand in, are listed with the recipes."""
+    model, plan = transfer(tiny("llama"), LAYOUTS[mixer])
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    for layer in model.model.layers:
+        if mixer == "rwkv7":
+            gate = layer.mixer.gate(x, "sigmoid")
+            columns = layer.mixer.gate.up.weight
+            assert columns.std(1).min() > 0  # equal ones would all learn the same
+        else:
+            gate = torch.nn.functional.silu(layer.mixer.gate(x))
+        torch.testing.assert_close(gate, torch.ones_like(gate))
+    notes = {row.target.split("mixer.")[-1]: row.note for row in plan.rows if row.part == "mixer"}
+    assert "1" in notes["gate.up.weight" if mixer == "rwkv7" else "gate.bias"]
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "qwen3"])
+def test_a_source_with_numbers_that_are_none_is_refused_by_name(family):
+    source = tiny(family)
+    name = list(source.state_dict())[9]
+    with torch.no_grad():
+        source.state_dict()[name].view(-1)[3] = float("inf")
+    with pytest.raises(ValueError, match=rf"1 of the .* in the source's {name} are not finite"):
+        transfer(source, "retention")
+
+
 def test_the_length_that_a_source_was_made_for_travels():
     model, _ = transfer(tiny("llama", max_position_embeddings=77), "retention")
     assert model.config.max_position_embeddings == 77
