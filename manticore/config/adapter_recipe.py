@@ -135,7 +135,7 @@ class MethodConfig:
     label: str
     """What the table calls it."""
     method: str
-    """full, or a method of PEFT: lora, gralora, more, miss, oft, ia3 and all others."""
+    """full, or a method of PEFT that changes modules: lora, gralora, more, miss, oft, ia3 ..."""
     settings: dict[str, Setting] = field(default_factory=dict)
     """Its settings under PEFT's names, such as r or nblocks."""
     targets: tuple[str, ...] = ("default",)

@@ -19,6 +19,7 @@ from manticore.adapters.more.linear import MoReLinear
 from manticore.adapters.more.loading import refuse_other_shapes
 from manticore.adapters.more.rows import adapter_names_by_row
 from manticore.adapters.more.targets import check_targets, closest_names, shape_of
+from manticore.adapters.more.weighted import adapted_by, set_weighted_sum, weighted_config
 from manticore.adapters.targets import DEFAULT_TARGETS
 from manticore.adapters.uncovered import warn_uncovered
 
@@ -78,6 +79,38 @@ class MoReModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)  # a further adapter is trained once it is chosen
         self._replace_module(parent, target_name, module, target)
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        block_rank: int | None = None,
+    ) -> dict[str, float]:
+        """Add a frozen adapter that is a weighted sum of others, which stay.
+
+        Args:
+            adapters: names of adapters with the same blocks; their ranks may differ.
+            weights: a factor for each, negative ones too.
+            adapter_name: of the sum.
+            block_rank: of the sum; default one that holds it exactly. A smaller one gives the best
+                approximation.
+
+        Returns:
+            By name of module, the squared error as a share of the squared norm.
+        """
+        if len(adapters) != len(weights):
+            raise ValueError(f"{len(adapters)} adapters need as many weights, not {len(weights)}.")
+        if adapter_name in self.peft_config:
+            raise ValueError(f"There is an adapter {adapter_name!r} already. Choose another name.")
+        layers = adapted_by(self.model, adapters)
+        config = weighted_config(self.peft_config, adapters, list(layers), block_rank)
+        self.peft_config[adapter_name] = config
+        self.inject_adapter(self.model, adapter_name)
+        return {
+            name: set_weighted_sum(layer, adapters, weights, adapter_name)
+            for name, layer in layers.items()
+        }
 
     # Merging: with safe_merge all layers are checked before the first is changed
 
