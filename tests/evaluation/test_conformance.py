@@ -16,13 +16,21 @@ from manticore.models.fast_paths import bind_fast_paths
 ROOT = Path(__file__).parents[2]
 SOUND = ("llama", "gpt_neox", "gpt2", "mamba2", "qwen3_next", "falcon_h1", "lfm2")
 # What is known to be wrong in transformers 5.23 (multi-token continuation of a cache, positions
-# counted by a layer that knows none, a mask that is ignored, a matrix read past its module).
+# counted by a layer that knows none, a mask that is ignored, a matrix read past its module, a
+# state that lives in the module).
 UPSTREAM = {
     "mamba": {"chunked-prefill", "adapter-reach"},
     "falcon_mamba": {"chunked-prefill", "adapter-reach"},
     "jamba": {"chunked-prefill", "chunked-prefill-with-positions", "adapter-reach"},
     "bamba": {"decode", "chunked-prefill"},
-    "rwkv": {"left-padding", "padded-decode", "padded-generate"},
+    "recurrent_gemma": {
+        "interleaving",
+        "chunked-prefill",
+        "chunked-prefill-with-positions",
+        "left-padding",
+        "padded-decode",
+    },
+    "rwkv": {"batch-decode", "left-padding", "padded-decode", "padded-generate"},
 }
 
 

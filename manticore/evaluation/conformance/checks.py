@@ -42,7 +42,7 @@ def repeatability(probe: Probe) -> float:
     with torch.no_grad():
         probe.call(probe.ids)
         with contextlib.suppress(NotApplicable):
-            probe.in_pieces(1, [7, probe.seq_len], with_positions=True)
+            probe.in_pieces(slice(1, 2), [7, probe.seq_len], with_positions=True)
         again = probe.call(probe.ids[:1]).logits[0].float()
     return relative_error(again, first)
 
@@ -73,6 +73,25 @@ def decode_with_positions(probe: Probe) -> float:
     return _pieces(probe, _one_by_one(probe), with_positions=True)
 
 
+def batch_decode(probe: Probe) -> float:
+    """Feed all rows together, then one token of each at a time."""
+    with torch.no_grad():
+        found = probe.in_pieces(slice(None), _one_by_one(probe), probe.takes_positions)
+    return relative_error(found, probe.truths)
+
+
+def interleaving(probe: Probe) -> float:
+    """Begin another row, with a cache of its own, behind every piece of the first."""
+
+    def begin_another() -> None:
+        probe.piece(probe.empty_cache(), probe.ids[1:2, :7])
+
+    with torch.no_grad():
+        cuts = _one_by_one(probe)
+        found = probe.in_pieces(slice(1), cuts, probe.takes_positions, begin_another)
+    return relative_error(found[0], probe.truth(0))
+
+
 def chunked_prefill(probe: Probe) -> float:
     """Feed the row in two pieces, and let the model count positions."""
     return _pieces(probe, [probe.seq_len // 2 + 1, probe.seq_len], with_positions=False)
@@ -97,17 +116,14 @@ def padded_decode(probe: Probe) -> float:
     """Pad on the left, then feed one token at a time behind the cache."""
     lengths, prompt = _lengths(probe), probe.seq_len - 5
     ids, mask, positions = _pad(probe, lengths, "left")
-    cache, outputs, start = None, [], 0
     with torch.no_grad():
+        cache, outputs, start = probe.empty_cache(), [], 0
         for end in [prompt, *range(prompt + 1, probe.seq_len + 1)]:
             # Purely recurrent families take no mask behind a prompt; `generate` gives them none.
-            seen = mask[:, :end] if cache is None or probe.keeps_mask else None
+            seen = mask[:, :end] if start == 0 or probe.keeps_mask else None
             piece = (ids[:, start:end], seen, positions[:, start:end])
-            output = probe.call(*piece, cache=cache, use_cache=True)
-            cache = getattr(output, probe.cache_name, None)
-            if cache is None:
-                raise NotApplicable("it returns no cache")
-            outputs.append(output.logits.float())
+            logits, cache = probe.piece(cache, *piece)
+            outputs.append(logits)
             start = end
     return _compare_padded(probe, torch.cat(outputs, dim=1), lengths, "left")
 
@@ -157,7 +173,8 @@ def _pieces(probe: Probe, cuts: list[int], with_positions: bool) -> float:
     if with_positions and not probe.takes_positions:
         raise NotApplicable("its forward takes no positions")
     with torch.no_grad():
-        return relative_error(probe.in_pieces(0, cuts, with_positions), probe.truth(0))
+        found = probe.in_pieces(slice(1), cuts, with_positions)
+    return relative_error(found[0], probe.truth(0))
 
 
 def _one_by_one(probe: Probe) -> list[int]:
@@ -239,6 +256,8 @@ CHECKS: dict[str, Check] = {
     "decode-with-positions": Check(
         measure=decode_with_positions, says="nor does it with positions given"
     ),
+    "batch-decode": Check(measure=batch_decode, says="a batch decodes like its rows"),
+    "interleaving": Check(measure=interleaving, says="the past is in the cache and nowhere else"),
     "chunked-prefill": Check(measure=chunked_prefill, says="a filled cache takes several tokens"),
     "chunked-prefill-with-positions": Check(
         measure=chunked_prefill_with_positions, says="also with positions given"

@@ -7,12 +7,14 @@ without a cache. What a check compares with it should be the same numbers by ano
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from manticore.seeds import torch_generator
 
@@ -103,28 +105,59 @@ class Probe:
             options[self.cache_name] = cache
         return self.model(input_ids=ids, **options)
 
-    def in_pieces(self, row: int, cuts: list[int], with_positions: bool) -> Tensor:
-        """Logits (T, V) of one row that is fed in pieces, each behind the cache of the others.
+    def empty_cache(self) -> Any:
+        """What to give the first piece: None, or a cache if the model fills one and returns none.
+
+        Raises:
+            NotApplicable: it does neither.
+        """
+        if self._returns_cache:
+            return None
+        if self.cache_name != "past_key_values":
+            raise NotApplicable("it returns no cache")
+        return DynamicCache(config=self.model.config)
+
+    @cached_property
+    def _returns_cache(self) -> bool:
+        output = self.call(self.ids[:1, :2], use_cache=True)
+        return getattr(output, self.cache_name, None) is not None
+
+    def piece(
+        self,
+        cache: Any,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Logits (B, t, V) of ids behind a cache, and the cache after them."""
+        output = self.call(ids, mask, positions, cache, use_cache=True)
+        after = getattr(output, self.cache_name, None)
+        return output.logits.float(), cache if after is None else after
+
+    def in_pieces(
+        self,
+        rows: slice,
+        cuts: list[int],
+        with_positions: bool,
+        between: Callable[[], object] = lambda: None,
+    ) -> Tensor:
+        """Logits (rows, T, V) of rows fed in pieces, each behind the cache of the others.
 
         Args:
+            rows: which.
             cuts: where the pieces end, the last one at T.
             with_positions: give absolute positions; else the model counts by itself.
+            between: called behind each piece.
         """
-        cache, outputs, start = None, [], 0
+        cache, outputs, start = self.empty_cache(), [], 0
         for end in cuts:
             positions = torch.arange(start, end, device=self.ids.device)[None]
-            output = self.call(
-                self.ids[row : row + 1, start:end],
-                positions=positions if with_positions else None,
-                cache=cache,
-                use_cache=True,
-            )
-            cache = getattr(output, self.cache_name, None)
-            if cache is None:
-                raise NotApplicable("it returns no cache")
-            outputs.append(output.logits[0].float())
+            given = positions if with_positions else None
+            logits, cache = self.piece(cache, self.ids[rows, start:end], positions=given)
+            outputs.append(logits)
             start = end
-        return torch.cat(outputs)
+            between()
+        return torch.cat(outputs, dim=1)
 
 
 def relative_error(found: Tensor, truth: Tensor) -> float:
