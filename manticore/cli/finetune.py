@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def validation_table(chosen: dict[str, dict[str, Any]]) -> list[str]:
-    """Validation losses of the trained rows, the lowest mean first."""
+    """Validation losses of the trained rows, the lowest mean first, and rates that diverged."""
+    from manticore.training.rates import divergences
+
     kinds = list(next(iter(chosen.values()))["loss"])
     kinds = kinds if len(kinds) > 2 else kinds[:1]  # with one kind of text the mean repeats it
     width = max(map(len, chosen))
@@ -45,4 +47,4 @@ def validation_table(chosen: dict[str, dict[str, Any]]) -> list[str]:
     for row_id, result in sorted(chosen.items(), key=lambda item: item[1]["loss"]["mean"]):
         losses = (f"{result['loss'][kind]:{n}.3f}" for kind, n in zip(kinds, columns, strict=True))
         lines.append(f"{row_id:{width}}  {'  '.join(losses)}  {result['lr']:8.2g}")
-    return lines
+    return lines + divergences([{"label": name, **result} for name, result in chosen.items()])

@@ -6,7 +6,6 @@ Every training is a trial of its own, so that trials run side by side and a kill
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from manticore.evaluation.samples import sample
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
 from manticore.training import Trial, run_trials
-from manticore.training.rates import check_converged, choose_rates
+from manticore.training.rates import check_converged, choose_rates, finite_or_worst
 
 
 @dataclasses.dataclass
@@ -60,7 +59,7 @@ class TransferExperiment:
         chosen = choose_rates(
             {row.id: self._rates(row) for row in self.recipe.rows},
             lambda wanted: self._train([(row, lr, self.seeds[0]) for row, lr in wanted]),
-            lambda result: _finite(result["validation"]),
+            lambda result: finite_or_worst(result["validation"]),
             extensions=2,
         )
         others = [
@@ -207,11 +206,6 @@ def table_row(
             for key in ("parameters", "share_inherited", "tokens", "flops", "teacher_flops")
         },
     }
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    return number if math.isfinite(number) else math.inf
 
 
 __all__ = ["Student", "TransferExperiment", "table_row", "tokens_to", "trial_recipe"]

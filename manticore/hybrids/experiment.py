@@ -7,7 +7,6 @@ A stage that is finished is read back from the run folder. Trainings are trials 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from manticore.runs import RunFolder, atomic_folder
 from manticore.seeds import derive_seed
 from manticore.text.prepared import PreparedData
 from manticore.training import Trial, run_trials
+from manticore.training.rates import choose_rates, finite_or_worst
 
 EXTENSIONS = 3  # how often a grid of learning rates may grow
 
@@ -123,27 +123,24 @@ class Experiment:
         return plan_rows(self.recipe, self.search()["finished"], config, spent)
 
     def finetune(self) -> dict[str, dict[str, Any]]:
-        """Phase C: train every row; returns the chosen trial of each by row id."""
+        """Phase C: train every row; returns the trial of each at its best rate, by row id."""
         if self.folder.is_done("finetune"):
             return self.folder.record("finetune")
-        rows = self.rows()
-        rates = {row.id: learning_rates(row, self.recipe) for row in rows}
-        results = self._train(rows, rates)
-        for _ in range(EXTENSIONS):
-            wider = widen(rates, results)
-            if wider == rates:
-                break
-            rates, results = wider, self._train(rows, wider)
-        chosen = choose(results)
+        by_id = {row.id: row for row in self.rows()}
+        chosen = choose_rates(
+            {row.id: learning_rates(row, self.recipe) for row in by_id.values()},
+            lambda wanted: self._train([(by_id[row_id], lr) for row_id, lr in wanted]),
+            lambda result: finite_or_worst(result["loss"]["mean"]),
+            EXTENSIONS,
+            lambda result: result["loss"]["mean"],
+        )
         self._keep_logs(chosen)
         self.folder.finish("finetune", chosen)
         return chosen
 
-    def _train(self, rows: list[Row], rates: dict[str, list[float]]) -> list[dict[str, Any]]:
+    def _train(self, wanted: list[tuple[Row, float]]) -> list[dict[str, Any]]:
         trials = [
-            Trial(settings=self._trial(row, lr), name=f"{row.id} at {lr:g}")
-            for row in rows
-            for lr in rates[row.id]
+            Trial(settings=self._trial(row, lr), name=f"{row.id} at {lr:g}") for row, lr in wanted
         ]
         records = run_trials(
             trials,
@@ -182,43 +179,6 @@ def finish_mixture(found: dict[str, Any], settings: Any) -> dict[str, Any]:
             None if rows is None else sparsify(rows, settings.threshold, one_hot).tolist()
         )
     return finished
-
-
-def widen(rates: dict[str, list[float]], results: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Add a learning rate beyond the end of a row's grid where its best one lies at that end.
-
-    So every row is compared at a best rate with a worse one on either side. Rows with one or two
-    rates keep them: of two, the better one is always at an end.
-    """
-    wider = {row_id: sorted(values) for row_id, values in rates.items()}
-    for row_id, values in wider.items():
-        if len(values) < 3:
-            continue
-        losses = {r["lr"]: r["loss"]["mean"] for r in results if r["id"] == row_id}
-        best = min(losses, key=lambda rate: losses[rate])
-        if best == values[0]:
-            wider[row_id] = [best * values[0] / values[1], *values]
-        elif best == values[-1]:
-            wider[row_id] = [*values, best * values[-1] / values[-2]]
-    return wider
-
-
-def choose(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For each row the trial of lowest validation loss, with the rates that were tried."""
-    chosen: dict[str, dict[str, Any]] = {}
-    tried: dict[str, dict[str, float]] = {}
-    for result in results:
-        row_id, loss = result["id"], result["loss"]["mean"]
-        tried.setdefault(row_id, {})[f"{result['lr']:g}"] = loss
-        # A rate whose validation loss is not a number is worse than any other.
-        if row_id not in chosen or _rank(loss) < _rank(chosen[row_id]["loss"]["mean"]):
-            chosen[row_id] = result
-    return {row_id: {**result, "tried": tried[row_id]} for row_id, result in chosen.items()}
-
-
-def _rank(loss: float | str) -> float:
-    value = float(loss)  # records spell numbers that JSON lacks as words
-    return value if math.isfinite(value) else math.inf
 
 
 def search_settings(recipe: HybridRecipe) -> SearchSettings:

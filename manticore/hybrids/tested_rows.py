@@ -61,6 +61,7 @@ def _trained_record(
         "bits_per_byte": tested["bits_per_byte"],
         "validation": result["loss"],
         "tried": tried,
+        "diverged_at": result.get("diverged_at", {}),
         "note": note,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -31,11 +32,21 @@ from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
 from manticore.text.prepared import PreparedData, prepare_data
-from manticore.training import TrainConfig, load_weights, train
+from manticore.training import NonFiniteLossError, TrainConfig, load_weights, train
+from manticore.training.rates import diverged
 
 
 def train_row(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train one row of the table; a trial for the pool.
+    """Train one row; a trial for the pool. A loss that stops being a number is a result, too."""
+    try:
+        return _train_row(settings)
+    except NonFiniteLossError as error:
+        row = settings["row"]
+        return {"id": row["id"], "lr": row["lr"], "loss": {"mean": math.nan}, **diverged(error)}
+
+
+def _train_row(settings: dict[str, Any]) -> dict[str, Any]:
+    """The training itself.
 
     Args:
         settings: recipe and row as plain values, `base` (folder of the recipe) and `run`.

@@ -126,7 +126,7 @@ def check_rows(rows: Any, kinds: Sequence[str], where: str = "rows") -> list[Row
 
 def sorted_rows(rows: Iterable[Row]) -> list[Row]:
     """Rows by mean loss, lowest first; what diverged or was not measured comes last."""
-    return sorted(rows, key=lambda row: (not measured(row["loss"]["mean"]), _sort_value(row)))
+    return sorted(rows, key=lambda row: m if measured(m := row["loss"]["mean"]) else math.inf)
 
 
 def measured(value: float | None) -> TypeGuard[float]:
@@ -171,6 +171,8 @@ def _combine_rows(rows: list[Row]) -> Row:
         row[key] = {column: _mean(numbers) for column, numbers in values.items()}
         spread = {column: _sample_sd(numbers) for column, numbers in values.items()}
         row[f"{key}_sd"] = spread if len(rows) > 1 else None
+    steps = [(other.get("diverged_at") or {}).items() for other in rows]
+    row["diverged_at"] = {rate: step for items in steps for rate, step in items}
     row["note"] = "; ".join(dict.fromkeys(other["note"] for other in rows if other.get("note")))
     rates = sorted({other["lr"] for other in rows if other.get("lr") is not None})
     if len(rates) > 1:
@@ -191,11 +193,6 @@ def _sample_sd(values: Sequence[float | None]) -> float | None:
     if mean is None or len(values) < 2:
         return None
     return math.sqrt(sum((v - mean) ** 2 for v in values if v is not None) / (len(values) - 1))
-
-
-def _sort_value(row: Row) -> float:
-    value = row["loss"]["mean"]
-    return value if measured(value) else 0.0
 
 
 def _check_hybrid(hybrid: Any, where: str) -> None:

@@ -20,6 +20,7 @@ from manticore.reports.numbers import (
 from manticore.reports.palette import Look, component_colour
 from manticore.reports.records import Row, measured, sorted_rows
 from manticore.reports.tables import best_cells, loss_columns, sd_of
+from manticore.training.rates import divergences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,8 @@ def loss_table(
             cells.append(Cell(text=str(row["seeds"])))
         lines.append(_line(row, styles, main, cells, tag=row["group"], note=row.get("note") or ""))
     header = ["model", *columns, "vs hybrid", "bits / byte", "rate", *(["seeds"] * uneven)]
+    said = divergences(rows)
+    caption = f"{caption}. {' '.join(said)}" if said else caption
     return Table(caption=caption, header=header, lines=lines)
 
 

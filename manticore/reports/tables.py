@@ -15,6 +15,7 @@ from manticore.reports.numbers import (
     spread_text,
 )
 from manticore.reports.records import Row, measured, sorted_rows
+from manticore.training.rates import divergences
 
 DIGITS = 3
 
@@ -33,7 +34,8 @@ def text_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
     printed = ["  ".join(_justify(line, widths)).rstrip() for line in lines]
     seeds = sorted({row["seeds"] for row in ordered})
     footer = f"* best of the column; {_seeds_note(seeds)}"
-    return "\n".join([printed[0], "─" * max(map(len, printed)), *printed[1:], footer])
+    body = [printed[0], "─" * max(map(len, printed)), *printed[1:], footer]
+    return "\n".join([*body, *divergences(ordered)])
 
 
 def markdown_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:

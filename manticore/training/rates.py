@@ -47,7 +47,8 @@ def choose_rates(
     results = list(train_all([(row, lr) for row, rates in grid.items() for lr in rates]))
     for _ in range(extensions):
         wider = {
-            row: _widened(rates, _best(row, results, badness)["lr"]) for row, rates in grid.items()
+            row: _widened(rates, min(_of(row, results), key=badness)["lr"])
+            for row, rates in grid.items()
         }
         new = [(row, lr) for row, rates in wider.items() for lr in rates if lr not in grid[row]]
         if not new:
@@ -55,6 +56,12 @@ def choose_rates(
         grid = wider
         results += train_all(new)
     return {row: _chosen(row, results, badness, shown or badness) for row in grid}
+
+
+def finite_or_worst(value: float | str) -> float:
+    """A measure to minimise; what is not a number is worse than any other."""
+    number = float(value)  # records spell numbers that JSON lacks as words
+    return number if math.isfinite(number) else math.inf
 
 
 def diverged(error: NonFiniteLossError) -> dict[str, Any]:
@@ -90,8 +97,8 @@ def _chosen(
     badness: Callable[[Mapping[str, Any]], float],
     say: Callable[[Mapping[str, Any]], Any],
 ) -> dict[str, Any]:
-    own = [result for result in results if result["id"] == row]
-    best = _best(row, results, badness)
+    own = _of(row, results)
+    best = min(own, key=badness)
     if math.isinf(badness(best)):
         tried = ", ".join(f"{one['lr']:g}" for one in own)
         why = best.get("diverged", {}).get("why", "Its validation measure is not finite.")
@@ -106,12 +113,9 @@ def _chosen(
     }
 
 
-def _best(
-    row: str, results: Sequence[Mapping[str, Any]], badness: Callable[[Mapping[str, Any]], float]
-) -> Mapping[str, Any]:
-    own = [result for result in results if result["id"] == row]
-    best: Mapping[str, Any] = min(own, key=badness)
-    return best
+def _of(row: str, results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A row's results by rate, so that of equal ones the lowest rate counts as best."""
+    return sorted((one for one in results if one["id"] == row), key=lambda one: float(one["lr"]))
 
 
 def _widened(rates: list[float], best: float) -> list[float]:

@@ -6,7 +6,6 @@ Every training is a trial of its own, so that trials run side by side and a kill
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from manticore.config import to_plain
 from manticore.config.adapter_recipe import HIGHER_IS_BETTER, AdaptRecipe, MethodConfig
 from manticore.runs import RunFolder
 from manticore.training import Trial, run_trials
-from manticore.training.rates import check_converged, choose_rates
+from manticore.training.rates import check_converged, choose_rates, finite_or_worst
 from manticore.tuning.evaluate import measure
 from manticore.tuning.trial import prepared, train_method, trained_model, trial_recipe
 
@@ -127,10 +126,8 @@ class TuningExperiment:
 
 def badness(measures: Mapping[str, Any], metric: str) -> float:
     """The number to minimise; what is not a number is worse than any other."""
-    value = float(measures[metric])  # records spell numbers that JSON lacks as words
-    if not math.isfinite(value):
-        return math.inf
-    return -value if metric in HIGHER_IS_BETTER else value
+    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
+    return finite_or_worst(sign * float(measures[metric]))
 
 
 def table_row(

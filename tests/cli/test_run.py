@@ -138,6 +138,36 @@ def test_a_lost_result_is_made_again_from_the_stages_that_are_there(project, run
     assert snapshot(project / "run" / "rows") == others
 
 
+def test_a_rate_that_diverges_is_finished_and_told_and_the_others_go_on(
+    run_again, tmp_path, monkeypatch, capsys
+):
+    words, out = [*FEW_ROWS, "compare.lr_factors=1,1e9", "finetune.steps=4"], tmp_path / "steep"
+    assert run_again(*words, out=out) == 0
+    sentence = "Hybrid (searched mixture) diverged at learning rate 2e+06 (step"
+    assert sentence in capsys.readouterr().out
+    assert sentence in (out / "report.html").read_text(encoding="utf-8")
+    before = json.loads((out / "result.json").read_text())["rows"]
+    rates = {row["id"]: row["lr"] for row in before if row["group"] != "ensemble"}
+    assert rates == {"hybrid": 0.002, "component-0": 0.002, "component-1": 0.002}
+    assert not list((out / "trials").glob("*.error.txt"))
+
+    # All trials are finished: another choice among them, and another report, train nothing.
+    for lost in ("result.json", "stages/finetune.json", "stages/test.json"):
+        (out / lost).unlink()
+    monkeypatch.setattr("manticore.hybrids.trials._train_row", pytest.fail)
+    assert run_again(*words, out=out) == 0
+    after = json.loads((out / "result.json").read_text())["rows"]
+    assert [row["loss"] for row in after] == [row["loss"] for row in before]
+
+
+def test_a_row_that_diverges_at_every_rate_is_told(run_again, tmp_path, capsys):
+    words = [*FEW_ROWS, "components.1.lr=1e6", "finetune.steps=4"]
+    assert run_again(*words, out=tmp_path / "cliff") == 2
+    error = capsys.readouterr().err
+    assert "component-1 diverged at every learning rate that was tried (1e+06)" in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -12,7 +12,6 @@ import torch
 from manticore.config.load import from_plain
 from manticore.config.recipes import CompareConfig, HybridRecipe, VariantConfig
 from manticore.hybrids.configuration_manticore import ManticoreConfig
-from manticore.hybrids.experiment import choose
 from manticore.hybrids.rows import Row, learning_rates, plan_rows, random_mixture, training_flops
 from manticore.models.costs import component_cost
 from tests.faults.jobs import RECIPE
@@ -118,24 +117,6 @@ def test_every_row_tries_the_factors_of_its_own_rate():
     assert learning_rates(rows["component-1"], made) == [0.07]
     rates = learning_rates(rows["component-1-equal-flops"], made)
     assert rates == pytest.approx([0.005, 0.01, 0.02])
-
-
-def trial(id_: str, lr: float, loss: float | str) -> dict[str, Any]:
-    return {"id": id_, "lr": lr, "loss": {"mean": loss, "a": 0.0}}
-
-
-def test_validation_chooses_the_learning_rate_of_each_row():
-    losses = [("hybrid", 0.1, 2.0), ("one", 0.1, 3.0), ("hybrid", 0.2, 1.5), ("one", 0.2, 3.1)]
-    chosen = choose([trial(*one) for one in losses])
-    assert {row: result["lr"] for row, result in chosen.items()} == {"hybrid": 0.2, "one": 0.1}
-    assert chosen["hybrid"]["tried"] == {"0.1": 2.0, "0.2": 1.5}
-
-
-@pytest.mark.parametrize("lost", ["nan", math.nan, math.inf])
-@pytest.mark.parametrize("first", [True, False])
-def test_a_rate_that_ran_away_is_never_chosen(lost: float | str, first: bool):
-    trials = [trial("hybrid", 0.1, 2.0), trial("hybrid", 9.0, lost)]
-    assert choose(trials[::-1] if first else trials)["hybrid"]["lr"] == 0.1
 
 
 def test_a_row_survives_the_way_through_a_record():

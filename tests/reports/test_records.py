@@ -161,3 +161,11 @@ def test_rows_are_sorted_by_mean_with_ensembles_among_them():
     assert means == sorted(means)
     groups = [row["group"] for row in rows]
     assert groups.index("ensemble") < len(groups) - 1 - groups[::-1].index("component")
+
+
+def test_rates_that_diverged_stay_in_the_combined_row():
+    results = [fake_result(seed) for seed in SEEDS]
+    results[0]["rows"][0]["diverged_at"] = {"0.5": 3}
+    rows = combine_seeds(results)
+    assert rows[0]["diverged_at"] == {"0.5": 3}
+    assert all(row["diverged_at"] == {} for row in rows[1:])

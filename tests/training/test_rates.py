@@ -7,7 +7,13 @@ import math
 import pytest
 
 from manticore.training import NonFiniteLossError
-from manticore.training.rates import check_converged, choose_rates, diverged, divergences
+from manticore.training.rates import (
+    check_converged,
+    choose_rates,
+    diverged,
+    divergences,
+    finite_or_worst,
+)
 
 
 def bowl(best):
@@ -84,8 +90,26 @@ def test_a_rate_that_diverges_is_the_worst_and_is_told_with_its_step():
 def test_where_all_rates_diverge_the_grid_grows_downwards_before_it_fails():
     grid = {"a": [1.0, 10.0, 100.0]}
     assert choose_rates(grid, cliff({"a": 0.5}), badness, extensions=1)["a"]["lr"] == 0.1
-    with pytest.raises(ValueError, match=r"a diverged at every .* \(1, 10, 100, 0\.1\).* step 7"):
+    assert choose_rates(grid, cliff({"a": 0.02}), badness, extensions=2)["a"][
+        "lr"
+    ] == pytest.approx(0.01)
+    with pytest.raises(ValueError, match=r"a diverged at every .* \(0\.1, 1, 10, 100\).* step 7"):
         choose_rates(grid, cliff({"a": 0.05}), badness, extensions=1)
+
+
+@pytest.mark.parametrize("lost", ["nan", "inf", "-inf", math.nan, math.inf])
+def test_what_is_not_a_number_is_worse_than_any_other(lost):
+    assert finite_or_worst(lost) == math.inf
+    assert finite_or_worst("2.5") == 2.5
+
+
+def test_of_rates_that_do_equally_well_the_lowest_is_chosen_and_they_are_told_in_order():
+    def flat(wanted):
+        return [{"id": row, "lr": lr, "loss": 1.0} for row, lr in wanted]
+
+    found = choose_rates({"a": [1.0, 10.0, 100.0]}, flat, badness, extensions=2)["a"]
+    assert found["lr"] == pytest.approx(0.01)
+    assert list(found["tried"]) == ["0.01", "0.1", "1", "10", "100"]
 
 
 def test_another_seed_that_diverges_at_the_chosen_rate_is_told():
