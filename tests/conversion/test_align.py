@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import lzma
+from pathlib import Path
+
 import pytest
 import torch
 
+from manticore.config import recipes_root
 from manticore.conversion.align import align_loss, converted_layers, mixer_parameters
 from manticore.conversion.transfer import identity, transfer
+from manticore.models.loading import load_component
+from manticore.text.tokenizers import load_tokenizer
 from tests.models.tiny import tiny
 
 IDS = torch.arange(40).reshape(2, 20)
@@ -54,3 +60,33 @@ def test_matching_trains_the_converted_mixers_and_nothing_else() -> None:
     assert loss_of(student, {"input_ids": IDS}).item() < 0.7 * first
     changed = {name for name, p in named.items() if not torch.equal(p, before[name])}
     assert changed == mixers
+
+
+def test_thirty_steps_take_45_percent_off_the_error_beside_a_real_teacher() -> None:
+    """The zoo's transformer into retention with its queries, keys and values, on unseen text."""
+    folder = recipes_root() / "zoo" / "neox-prose"
+    source = load_component(folder, dtype=torch.float32)
+    teacher = identity(source).requires_grad_(False)
+    ids = prose_rows(folder, 31 * 4)  # (rows, 64)
+    student, _ = transfer(source, "retention", copy="all", calibration=ids[:16])
+    parameters, loss_of = mixer_parameters(student), align_loss(teacher, "mixers")
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, betas=(0.9, 0.95))
+    with torch.no_grad():
+        before = loss_of(student, {"input_ids": ids[-4:]}).item()
+    for batch in ids[:-4].split(4):
+        optimizer.zero_grad()
+        loss_of(student, {"input_ids": batch}).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        after = loss_of(student, {"input_ids": ids[-4:]}).item()
+    assert after <= 0.55 * before
+
+
+def prose_rows(folder: Path, count: int) -> torch.Tensor:
+    """Rows of 64 tokens from evenly spaced places of a novel, (count, 64)."""
+    with lzma.open(folder.parent / "texts" / "prose" / "moby-dick.txt.xz", "rt") as file:
+        text = file.read()
+    tokenizer = load_tokenizer(folder)
+    starts = [len(text) * (2 * row + 1) // (2 * count) - 600 for row in range(count)]
+    return torch.tensor([tokenizer.encode(text[at : at + 600])[:64] for at in starts])
