@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-How = Literal["copied", "mapped", "repeated", "tied", "initialised", "dropped"]
-HOWS = ("copied", "mapped", "repeated", "tied", "initialised", "dropped")
+How = Literal["copied", "mapped", "repeated", "tied", "initialised", "constant", "dropped"]
+HOWS = ("copied", "mapped", "repeated", "tied", "initialised", "constant", "dropped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class TransferRow:
     """What becomes of one tensor."""
 
     how: How
-    """copied: bit by bit; mapped: the same numbers elsewhere; repeated: rows of shared heads."""
+    """copied: bit by bit; mapped: the same numbers elsewhere; repeated: rows of shared heads;
+    constant: what a mixer was built with and never trains."""
     target: str | None
     """Name in the converted model; None for what is dropped."""
     shape: tuple[int, ...]
@@ -62,8 +63,9 @@ class TransferPlan:
 
     @property
     def parameters(self) -> int:
-        """Of the target; a tied table counts once."""
-        return sum(row.numel for row in self.rows if row.how not in ("dropped", "tied"))
+        """Of the target; a tied table counts once, and what is constant does not."""
+        others = ("dropped", "tied", "constant")
+        return sum(row.numel for row in self.rows if row.how not in others)
 
     @property
     def inherited(self) -> int:

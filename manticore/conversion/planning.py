@@ -88,11 +88,14 @@ def make_plan(
     rows, assignments = [], []
     aliases = {"lm_head.weight"} if source.block.tied else set()
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    moved = _moved_norms(config)
+    moved, constants = _moved_norms(config), {name for name, _ in model.named_buffers()}
     for name, shape in shapes.items():
         if name in aliases:
             note = "the same tensor as model.embed_tokens.weight"
             rows.append(TransferRow(how="tied", target=name, shape=shape, note=note))
+            continue
+        if name in constants:
+            rows.append(TransferRow(how="constant", target=name, shape=shape, part=part_of(name)))
             continue
         row, value = _decide(name, shape, source, specs, parts, moved)
         rows.append(row)

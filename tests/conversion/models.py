@@ -30,9 +30,25 @@ OWN: tuple[dict[str, Any], ...] = (
     {"mixer": "rwkv5", "head_size": 8},
     {"mixer": "rwkv6", "head_size": 8},
     {"mixer": "rwkv7", "head_size": 8},
+    {"mixer": "mh-attention", "n_heads": 4},
     {"mixer": "mh-sliding-attention", "n_heads": 4, "window": 9},
+    {"mixer": "mh-linear-attention", "n_heads": 4},
+    {"mixer": "mh-gated-linear-attention", "n_heads": 4},
+    {"mixer": "gated-conv"},
+    {"mixer": "hyena"},
+    {"mixer": "mh-hyena", "n_heads": 4},
+    {"mixer": "hyena-experts"},
 )
 """Mixers with projections of their own."""
+GROWING = (
+    "attention",
+    "some attention",
+    "mh-attention",
+    "hyena",
+    "mh-hyena",
+    "hyena-experts",
+)
+"""Layouts whose state holds something of every token."""
 LAYOUTS: dict[str, Any] = {
     **{name: name for name in SHAPED},
     "sliding-attention": {"mixer": "sliding-attention", "window": 9},

@@ -8,17 +8,21 @@ import manticore
 from manticore.conversion.transfer import transfer
 from manticore.evaluation.conformance import doctor
 from manticore.models.costs import cache_bytes, component_cost
-from tests.conversion.models import LAYOUTS, SHAPED, converted, maximal, pad_left
+from tests.conversion.models import GROWING, LAYOUTS, SHAPED, converted, maximal, pad_left
 from tests.models.tiny import tiny, token_ids
 
-WITH_ATTENTION = ("attention", "some attention")
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
-@pytest.mark.parametrize("mixer", SHAPED)
-@pytest.mark.parametrize("source", ["gpt_neox", "qwen3"])
+@pytest.mark.parametrize(
+    ("source", "mixer"),
+    [
+        *(("gpt_neox", name) for name in LAYOUTS if name != "some attention"),
+        *(("qwen3", name) for name in SHAPED),
+    ],
+)
 @torch.no_grad()
-def test_parallel_piecewise_and_stepwise_forms_agree(mixer, source):
+def test_parallel_piecewise_and_stepwise_forms_agree(source, mixer):
     """qwen3 brings grouped heads and norms of queries and keys."""
     module = converted(LAYOUTS[mixer], source).model.layers[2].mixer
     x = torch.randn(2, 257, 32, generator=torch.Generator().manual_seed(0))
@@ -30,23 +34,25 @@ def test_parallel_piecewise_and_stepwise_forms_agree(mixer, source):
             pieces.append(y)
         assert maximal(torch.cat(pieces, 1) - whole) < 1e-5, cuts
     steps, state = [], None
-    for x_t in x[:, :40].unbind(1):
+    for x_t in x.unbind(1):
         y, state = module.step(x_t, state)
         steps.append(y)
-    assert maximal(torch.stack(steps, 1) - whole[:, :40]) < 1e-5
+    assert maximal(torch.stack(steps, 1) - whole) < 1e-5
 
 
 @every_layout
 @torch.no_grad()
 def test_changing_a_token_leaves_the_outputs_before_it(layout):
-    model = converted(LAYOUTS[layout])
+    """In one chunk a later token is multiplied by an exact zero: nothing leaks. An FFT adds it and
+    takes it away again, up to rounding, which float64 makes small beside any real leak."""
+    uses_fft = layout in ("hyena", "mh-hyena", "hyena-experts")
+    model = converted(LAYOUTS[layout]).to(torch.float64 if uses_fft else torch.float32)
     ids = token_ids(model, 1, 49)
     for t in (1, 17, 48):
         changed = ids.clone()
         changed[0, t] = (ids[0, t] + 1) % 60
         difference = (model(changed).logits - model(ids).logits)[0]
-        # In one chunk a later token is multiplied by an exact zero: nothing leaks.
-        assert maximal(difference[:t]) == 0
+        assert maximal(difference[:t]) <= (1e-13 if uses_fft else 0)
         assert maximal(difference[t:]) > 0
 
 
@@ -137,7 +143,7 @@ def test_a_clean_process_loads_and_generates(tmp_path, run_python):
     assert "ConvertedForCausalLM (1, 7)" in run_python("-c", code).stdout
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in WITH_ATTENTION])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in GROWING])
 @torch.no_grad()
 def test_state_bytes_do_not_grow_with_the_length(layout):
     model = converted(LAYOUTS[layout])
