@@ -12,11 +12,13 @@ from manticore.reports.numbers import DASH, loss_text
 from manticore.reports.records import read_json
 from manticore.reports.sections import Cell, Line, Table
 from manticore.runs import write_text
+from manticore.training.rates import divergences
 
 
 def search_text(result: Mapping[str, Any]) -> list[str]:
     """The table for a terminal, with what follows from it."""
-    return [*text_of(method_table(result)), *result["notes"], "", result["winner"]["config"]]
+    said = [*divergences(result["rows"]), *result["notes"]]
+    return [*text_of(method_table(result)), *said, "", result["winner"]["config"]]
 
 
 def search_markdown(result: Mapping[str, Any]) -> str:
@@ -27,7 +29,7 @@ def search_markdown(result: Mapping[str, Any]) -> str:
         + ", ".join(_label(result, name) for name in names)
         for key, names in result["front"].items()
     ]
-    notes = [f"- {note}" for note in result["notes"]]
+    notes = [f"- {note}" for note in (*divergences(result["rows"]), *result["notes"])]
     config, recipe = ready(result)
     code = [f"```python\n{config}```", f"```yaml\n{recipe}```"]
     return "\n\n".join([*tables, "\n".join([*fronts, *notes]), *code])

@@ -171,8 +171,7 @@ def _combine_rows(rows: list[Row]) -> Row:
         row[key] = {column: _mean(numbers) for column, numbers in values.items()}
         spread = {column: _sample_sd(numbers) for column, numbers in values.items()}
         row[f"{key}_sd"] = spread if len(rows) > 1 else None
-    steps = [(other.get("diverged_at") or {}).items() for other in rows]
-    row["diverged_at"] = {rate: step for items in steps for rate, step in items}
+    row["diverged_at"] = dict(at for r in rows for at in (r.get("diverged_at") or {}).items())
     row["note"] = "; ".join(dict.fromkeys(other["note"] for other in rows if other.get("note")))
     rates = sorted({other["lr"] for other in rows if other.get("lr") is not None})
     if len(rates) > 1:

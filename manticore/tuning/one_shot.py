@@ -118,6 +118,7 @@ def _run(
         TrainConfig(steps=steps, lr=lr, weight_decay=0.0, schedule="constant", warmup_steps=0),
         parameters={"probed": ParameterGroup(parameters=weights.values())},
         loss_fn=loss_fn,
+        name=f"The short run of the look, at search.probe_lr={lr:g}",
         progress=False,
         seed=seed,
     )

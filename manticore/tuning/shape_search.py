@@ -10,6 +10,7 @@ every other method.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,7 +176,11 @@ def candidates(
 def halve(
     experiment: TuningExperiment, kinds: Sequence[ModuleKind], found: Mapping[str, Allocation]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Train by rungs; what each rung saw, and the names that are left, best first."""
+    """Train by rungs; what each rung saw, and the names that are left, best first.
+
+    Raises:
+        ValueError: no shape of a rung gave a finite measure, so that none can be preferred.
+    """
     recipe = experiment.recipe
     search = recipe.search
     assert search is not None
@@ -190,10 +195,15 @@ def halve(
             name: float(result["validation"][recipe.rates.by])
             for name, result in zip(alive, results, strict=True)
         }
-        ranked = sorted(
-            alive,
-            key=lambda name: badness({recipe.rates.by: scores[name]}, recipe.rates.by),
-        )
+        worth = {
+            n: badness({recipe.rates.by: score}, recipe.rates.by) for n, score in scores.items()
+        }
+        if math.isinf(min(worth.values())):
+            raise ValueError(
+                f"Every shape diverged within {steps} steps at learning rate {lr:g}, the middle of "
+                "rates.rates, at which shapes are screened. Give lower rates."
+            )
+        ranked = sorted(alive, key=worth.__getitem__)
         alive = ranked[: max(search.finalists, round(search.keep * len(alive)))]
         history.append({"steps": steps, "lr": lr, "scores": scores, "kept": alive})
     return history, alive[: search.finalists]

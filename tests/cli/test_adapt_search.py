@@ -27,8 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(folder: Path, search: dict[str, Any] | None) -> list[str]:
-    plain = {**plain_recipe(folder / "model", folder / "rows.jsonl", rates={})}
+def write(folder: Path, search: dict[str, Any] | None, rates: tuple[float, ...] = ()) -> list[str]:
+    plain = plain_recipe(folder / "model", folder / "rows.jsonl", rates={"rates": list(rates)})
     plain["methods"] = [method for method in METHODS if method["id"] == "lora"]
     plain.pop("goals", None)
     (folder / "tiny.yaml").write_text(yaml.safe_dump({**plain, "search": search}))
@@ -60,6 +60,39 @@ def test_a_search_stays_within_its_budget_and_continues_where_it_was(folder, cap
     assert main(command) == 0
     assert trials == {p: p.stat().st_mtime_ns for p in (folder / "run" / "trials").glob("*.json")}
     assert json.loads((folder / "run" / "result.json").read_text())["rows"] == result["rows"]
+
+
+def test_a_rate_that_diverges_is_told_and_every_row_goes_on(folder, capsys):
+    command = [*write(folder, SEARCH, rates=(1e-3, 3e-3, 1e6)), "--out", "run", "--quiet"]
+    assert main(command) == 0
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert all("1e+06" in row["diverged_at"] for row in result["rows"])
+    assert all(row["lr"] < 1 for row in result["rows"])
+    sentence = f"{result['rows'][0]['label']} diverged at learning rate 1e+06 (step"
+    assert sentence in capsys.readouterr().out
+    assert sentence in (folder / "run" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("search", "rates", "message"),
+    [
+        (
+            {**SEARCH, "rungs": [4]},
+            (3e-3, 1e6),
+            r"Every shape diverged within 4 steps at learning rate 1e\+06",
+        ),
+        (
+            {**SEARCH, "probe": "short-run", "probe_steps": 3, "probe_lr": 1e30},
+            (),
+            r"at search.probe_lr=1e\+30: the \w+ at step \d is not finite",
+        ),
+    ],
+)
+def test_shapes_of_which_nothing_can_be_learned_are_not_ranked(
+    folder, capsys, search, rates, message
+):
+    assert main([*write(folder, search, rates), "--out", "run", "--quiet"]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_dry_run_says_what_would_be_searched(folder, capsys):
