@@ -14,12 +14,6 @@ class UncoveredLayersWarning(UserWarning):
     """Some layers of the repeating stack have no adapter."""
 
 
-def uncovered_layers(model: nn.Module) -> list[Layer]:
-    """Return the layers that could take an adapter and have none."""
-    layers = [layer for layer in layers_of(model) if layer.projections]
-    return [layer for layer in layers if not layer.is_adapted]
-
-
 def warn_uncovered(model: nn.Module, stacklevel: int = 2) -> list[str]:
     """Warn if layers of the repeating stack have no adapter; return their names.
 

@@ -86,7 +86,8 @@ def random_model(family: str) -> PreTrainedModel:
             torch.manual_seed(derive_seed(0, "random model", family))
             return AutoModelForCausalLM.from_config(config).eval()
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"No tiny {family} can be made from the usual sizes ({error}). Give the folder of a "
-            "model instead; its weights are not read."
+            f"No tiny {family} can be made from the usual sizes: {first} Give the folder of a "
+            "causal language model instead; its weights are not read."
         ) from error

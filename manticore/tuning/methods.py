@@ -114,8 +114,8 @@ def _config_class(method: str) -> type[PeftConfig]:
         return known[method]
     if method.upper() in PeftType.__members__:
         raise ValueError(
-            f"{method} has no target_modules: it learns a prompt or combines adapters, which a "
-            f"recipe cannot compare. Choose from {', '.join(method_names())}."
+            f"{method} has no target_modules: it learns a prompt or combines adapters. "
+            f"Choose from {', '.join(method_names())}."
         )
     close = difflib.get_close_matches(method, known, n=1)
     meant = f" Did you mean '{close[0]}'?" if close else ""

@@ -73,11 +73,6 @@ def wrapped_model(
         )
 
 
-def merged_model(model: Any) -> PreTrainedModel:
-    """The base model with the adapter in its weights, where the method can do that."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-
-
 def _load(config: AdaptModelConfig, base: Path, n_labels: int, pad: int) -> PreTrainedModel:
     path = resolve_path(config.path, base)
     options: dict[str, Any] = {

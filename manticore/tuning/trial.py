@@ -18,7 +18,13 @@ from manticore.config.strict_yaml import parse_yaml
 from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
-from manticore.training import NonFiniteLossError, TrainConfig, load_weights, train
+from manticore.training import (
+    NonFiniteLossError,
+    TrainConfig,
+    TrainResult,
+    load_weights,
+    train,
+)
 from manticore.training.rates import diverged
 from manticore.tuning.cost import step_cost
 from manticore.tuning.data import TuningData, prepare_tuning_data
@@ -55,43 +61,19 @@ def _train_method(settings: dict[str, Any]) -> dict[str, Any]:
     """
     recipe = from_plain(AdaptRecipe, settings["recipe"], source="the trial's recipe")
     method = from_plain(MethodConfig, settings["method"], source="the trial's method")
-    base, run, seed = Path(settings["base"]), Path(settings["run"]), int(settings["seed"])
+    base, seed = Path(settings["base"]), int(settings["seed"])
     tokenizer, data = prepared(recipe, base)
     model = tuned_model(recipe, method, base, data, seed)
     if recipe.train.gradient_checkpointing:
         recompute_activations(model)
-    steps = settings.get("steps") or steps_of(recipe, data)
     name = row_folder(method.id, settings["lr"], seed, settings.get("steps"))
-    folder = RunFolder(run / name)
-    folder.path.mkdir(parents=True, exist_ok=True)
     batches = data.batches(recipe.train.batch_size, derive_seed(seed, recipe.name, "batches"))
     parameters = trainable_parameters(model)
     with without_fused_kernels(model) if method.method != FULL else nullcontext():
         cost = step_cost(model, batches.batch_at(0), recipe.train.grad_accumulation)
-        result = train(
-            model,
-            batches.batch_at,
-            train_config(recipe, steps, settings["lr"]),
-            parameters=[p for p in model.parameters() if p.requires_grad],
-            loss_fn=tuning_loss,
-            folder=folder.path / "train",
-            name=method.id,
-            log=lambda line: folder.log({**line, "stage": "adapt", "row": method.id}),
-            on_start=lambda done: folder.truncate_metrics("adapt", done),
-            eval_fn=_validation(recipe, data, tokenizer) if recipe.train.validate_every else None,
-            eval_every=recipe.train.validate_every,
-            progress=False,
-            seed=derive_seed(seed, recipe.name, "training"),
-            final_only=True,
-        )
-    found = measure(
-        model,
-        data,
-        "validation",
-        recipe.evaluate,
-        tokenizer,
-        generate=recipe.rates.by == "exact-match",
-    )
+        result = _fit(model, recipe, settings, batches, Path(settings["run"]) / name)
+    is_by_answers = recipe.rates.by == "exact-match"
+    found = measure(model, data, "validation", recipe.evaluate, tokenizer, generate=is_by_answers)
     return {
         "id": method.id,
         "lr": settings["lr"],
@@ -105,6 +87,32 @@ def _train_method(settings: dict[str, Any]) -> dict[str, Any]:
         "seconds": result.seconds,
         **cost,
     }
+
+
+def _fit(
+    model: nn.Module, recipe: AdaptRecipe, settings: dict[str, Any], batches: Any, path: Path
+) -> TrainResult:
+    """Train what wants a gradient, with checkpoints and metrics below `path`."""
+    tokenizer, data = prepared(recipe, Path(settings["base"]))
+    folder, row = RunFolder(path), settings["method"]["id"]
+    folder.path.mkdir(parents=True, exist_ok=True)
+    steps = settings.get("steps") or steps_of(recipe, data)
+    return train(
+        model,
+        batches.batch_at,
+        train_config(recipe, steps, settings["lr"]),
+        parameters=[p for p in model.parameters() if p.requires_grad],
+        loss_fn=tuning_loss,
+        folder=folder.path / "train",
+        name=row,
+        log=lambda line: folder.log({**line, "stage": "adapt", "row": row}),
+        on_start=lambda done: folder.truncate_metrics("adapt", done),
+        eval_fn=_validation(recipe, data, tokenizer) if recipe.train.validate_every else None,
+        eval_every=recipe.train.validate_every,
+        progress=False,
+        seed=derive_seed(int(settings["seed"]), recipe.name, "training"),
+        final_only=True,
+    )
 
 
 def trained_model(recipe: AdaptRecipe, result: dict[str, Any], base: Path, run: Path) -> nn.Module:

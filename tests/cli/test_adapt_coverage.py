@@ -20,3 +20,7 @@ def test_lora_by_default_reaches_one_layer_of_four_and_our_targets_all(tmp_path,
 def test_a_family_that_does_not_exist_is_refused(capsys):
     assert main(["adapt", "coverage", "nemotron", "--family"]) == 2
     assert capsys.readouterr().err
+    assert main(["adapt", "coverage", "t5", "--family"]) == 2
+    said = capsys.readouterr().err
+    assert "No tiny t5 can be made" in said
+    assert len(said.splitlines()) == 1  # transformers' list of its models is left out
