@@ -11,6 +11,7 @@ from manticore.conversion import feed_forward
 from manticore.conversion.block_spec import BlockSpec
 from manticore.mixers.interface import MixerSpec
 from manticore.models.amounts import CacheBytes, Flops
+from manticore.models.shape_types import mixer_cache_bytes
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,5 @@ class ConvertedShape:
         return self.forward_flops(seq_len, 3 * count)
 
     def cache_bytes(self, length: int, dtype: torch.dtype) -> CacheBytes:
-        """Cache of one sequence after `length` tokens: keys and values in the model's dtype,
-        states in float32 or better."""
-        mixing, all_of_it = self.spec.mixing_state_size(length), self.spec.state_size(length)
-        if self.spec.state_size(1) < self.spec.state_size(2):  # keys and values, or a window
-            return CacheBytes(kv=all_of_it * dtype.itemsize)
-        itemsize = max(dtype.itemsize, torch.float32.itemsize)
-        return CacheBytes(state=mixing * itemsize + (all_of_it - mixing) * dtype.itemsize)
+        """Cache of one sequence after `length` tokens."""
+        return mixer_cache_bytes(self.spec, length, dtype)

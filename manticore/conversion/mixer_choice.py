@@ -24,6 +24,7 @@ Layer = str | dict[str, Any]
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention": ("softmax_heads:SoftmaxHeadsSpec", {}),
     "sliding-attention": ("softmax_heads:SoftmaxHeadsSpec", {"window": 64}),
+    "attention-mamba2": ("softmax_mamba2_heads:SoftmaxMamba2HeadsSpec", {}),
     "linear-attention": ("linear_heads:LinearHeadsSpec", {}),
     "retention": ("decayed_heads:RetentionHeadsSpec", {}),
     "gated-linear-attention": ("decayed_heads:GLAHeadsSpec", {}),
@@ -125,8 +126,9 @@ def _heads_spec(name: str, settings: dict[str, Any], block: BlockSpec, index: in
                 f"{', '.join(sorted({*fields, 'rotary'}))}."
             )
     values = {**_geometry(block, index, rotary), **given, **settings}
-    if "window" in fields and name == "attention":
-        values.setdefault("window", block.windows[index])
+    for setting, sources in (("window", block.windows[index]), ("mamba_norm_eps", block.norm_eps)):
+        if setting in fields:
+            values.setdefault(setting, sources)
     built: HeadsSpec = spec_class(**values)
     return built
 

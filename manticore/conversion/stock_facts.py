@@ -11,6 +11,7 @@ from manticore.conversion.configuration_converted import ConvertedConfig
 from manticore.conversion.mixer_choice import keeps_projections, layer_spec
 from manticore.conversion.softmax_heads import SoftmaxHeadsSpec
 from manticore.conversion.stock_rotary import rope_parameters
+from manticore.mixers.attention_mamba2 import only
 from manticore.mixers.gated_conv import GatedConvSpec
 from manticore.mixers.gated_deltanet import GatedDeltaNetSpec
 from manticore.mixers.interface import MixerSpec
@@ -22,6 +23,8 @@ USUAL = "head_dim ** -0.5"
 """How most classes scale scores."""
 ON_SOURCE = " on the source's projections"
 """Behind the name of a mixer that is not attention and keeps the source's projections."""
+ATTENDING = ("attention", "attention-mamba2")
+"""Mixers with the source's attention in them, by their plain names."""
 ALIKE = "alike everywhere"
 """Of a mixer whose settings are the same in all layers, and the usual ones."""
 
@@ -31,7 +34,7 @@ BLOCKS_EPS = "with norm_eps of the blocks"
 
 def facts(config: ConvertedConfig) -> dict[str, str]:
     """Fact -> what it is here, in the order in which differences are named."""
-    block, specs = seen_block(config), config.specs()
+    block, specs = seen_block(config), branches(config)
     rotated = 2 * len(block.rotary_frequencies)
     has_bias = {"queries, keys, values": block.qkv_bias, "output": block.output_bias}
     return {
@@ -77,6 +80,11 @@ def seen_block(config: ConvertedConfig) -> BlockSpec:
     if attention and not any(spec.frequencies for spec in attention):
         return dataclasses.replace(block, rotary_frequencies=())
     return block
+
+
+def branches(config: ConvertedConfig) -> list[MixerSpec]:
+    """All token mixers, layer by layer; a sum is listed as what it adds."""
+    return [branch for spec in config.specs() for branch in spec.branches]
 
 
 def mixer_names(config: ConvertedConfig) -> list[str]:
@@ -127,7 +135,7 @@ def _mixer_name(layer: dict[str, Any]) -> str:
     """A plain name is that of attention as in the source, or of another mixer as published."""
     name = "attention" if layer["mixer"] == "sliding-attention" else str(layer["mixer"])
     keeps = keeps_projections(layer)
-    if keeps == (name == "attention"):
+    if keeps == (name in ATTENDING):
         return name
     return name + (ON_SOURCE if keeps else " on projections of its own")
 
@@ -137,9 +145,9 @@ def _kept(config: ConvertedConfig) -> str:
     for index, spec in enumerate(config.specs()):
         source = layer_spec("attention", block, index)
         assert isinstance(source, SoftmaxHeadsSpec)
-        if isinstance(spec, SoftmaxHeadsSpec) and spec != dataclasses.replace(
-            source, window=spec.window
-        ):
+        if isinstance(spec, SoftmaxHeadsSpec) and only(
+            SoftmaxHeadsSpec, spec
+        ) != dataclasses.replace(source, window=spec.window):
             return f"with other heads or angles in layer {index}"
     return "as in the source"
 

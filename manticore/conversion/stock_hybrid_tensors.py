@@ -73,10 +73,21 @@ def _layer(names: HybridNames, layer: Tensors, mixer: str) -> dict[str, Tensor]:
     parts = {
         mixer_norm: _below(layer, "mixer_norm."),
         mlp_norm: _below(layer, "mlp_norm."),
-        names.mixers[mixer]: renamed(mixer, _below(layer, "mixer.")),
         names.mlp: renamed("mlp", _below(layer, "mlp.")),
+        **_branches(names, _below(layer, "mixer."), mixer),
     }
     return {f"{part}.{name}": v for part, found in parts.items() for name, v in found.items()}
+
+
+def _branches(names: HybridNames, tensors: Tensors, mixer: str) -> dict[str, dict[str, Tensor]]:
+    """The modules of a token mixer; attention and the Mamba-2 beside it are two."""
+    if mixer != "attention-mamba2":
+        return {names.mixers[mixer]: renamed(mixer, tensors)}
+    attention = {name: v for name, v in tensors.items() if not name.startswith("mamba2.")}
+    return {
+        names.mixers["attention"]: renamed("attention", attention),
+        names.mixers["mamba2"]: renamed("mamba2", _below(tensors, "mamba2.")),
+    }
 
 
 def _below(state: Tensors, prefix: str) -> dict[str, Tensor]:
@@ -152,6 +163,12 @@ NAMES: dict[str, HybridNames] = {
     ),
     "bamba": HybridNames(
         norms={"attention": _BAMBA_NORMS, "mamba2": _BAMBA_NORMS},
+        mixers={"attention": "self_attn", "mamba2": "mamba"},
+        mlp="feed_forward",
+        final_norm="model.final_layernorm",
+    ),
+    "falcon_h1": HybridNames(
+        norms={"attention-mamba2": _BAMBA_NORMS},
         mixers={"attention": "self_attn", "mamba2": "mamba"},
         mlp="feed_forward",
         final_norm="model.final_layernorm",

@@ -24,7 +24,7 @@ from manticore.conversion.stock_class import (
     rotary_fields,
     with_part,
 )
-from manticore.conversion.stock_facts import ALIKE, BLOCKS_EPS, USUAL, even_steps
+from manticore.conversion.stock_facts import ALIKE, BLOCKS_EPS, USUAL, branches, even_steps
 from manticore.conversion.stock_hybrid_tensors import NAMES, hybrid_tensors, qwen3_next_tensors
 from manticore.mixers.gated_conv import GatedConvSpec
 from manticore.mixers.gated_deltanet import GatedDeltaNetSpec
@@ -36,7 +36,7 @@ _Spec = TypeVar("_Spec", bound=MixerSpec)
 
 
 def _first(config: ConvertedConfig, kind: type[_Spec]) -> _Spec:
-    return next(spec for spec in config.specs() if isinstance(spec, kind))
+    return next(spec for spec in branches(config) if isinstance(spec, kind))
 
 
 def _kinds(config: ConvertedConfig, other: str = "linear_attention") -> list[str]:
@@ -77,6 +77,11 @@ def _granite(config: ConvertedConfig) -> Fields:
 def _bamba(config: ConvertedConfig) -> Fields:
     where = [i for i, kind in enumerate(_kinds(config)) if kind == "full_attention"]
     return with_part(llama_fields(config)) | {**_mamba2(config), "attn_layer_indices": where}
+
+
+def _falcon_h1(config: ConvertedConfig) -> Fields:
+    own = {"mamba_d_ssm": None, "mamba_rms_norm": True, "mamba_norm_before_gate": False}
+    return llama_fields(config) | _mamba2(config) | own
 
 
 def _jamba(config: ConvertedConfig) -> Fields:
@@ -164,6 +169,19 @@ HYBRIDS: dict[str, StockClass] = {
         },
         fields=_bamba,
         tensors=partial(hybrid_tensors, NAMES["bamba"]),
+    ),
+    "falcon_h1": StockClass(
+        needs={
+            **LLAMA_BLOCKS,
+            **WHOLE_ROTARY,
+            **_MAMBA2,
+            "token mixers": ("attention-mamba2",),
+            "Mamba-2": (ALIKE, "with a norm for each group"),
+            "biases of attention": ("none", ALL_BIASES),
+            "biases of the channel mixer": ("none", "yes"),
+        },
+        fields=_falcon_h1,
+        tensors=partial(hybrid_tensors, NAMES["falcon_h1"]),
     ),
     "jamba": StockClass(
         needs={

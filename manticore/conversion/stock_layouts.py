@@ -14,7 +14,7 @@ from manticore.conversion.configuration_converted import ConvertedConfig
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.conversion.stock_attention import ATTENTION
 from manticore.conversion.stock_class import StockClass
-from manticore.conversion.stock_facts import ON_SOURCE, facts, mixer_names
+from manticore.conversion.stock_facts import ATTENDING, ON_SOURCE, facts, mixer_names
 from manticore.conversion.stock_hybrids import HYBRIDS
 from manticore.models.stock import SPECIAL_TOKENS, NoStockClassError, stock_model
 
@@ -78,7 +78,7 @@ def _why(config: ConvertedConfig) -> str:
     for name in mixers:
         if name not in known:
             return _NEVER.get(name, f"none that is known here has the mixer {name}")
-    if "attention" not in mixers:
+    if not any(name in ATTENDING for name in mixers):
         return (
             f"those with {' and '.join(mixers)} need a layer of attention, which tells their "
             "cache how long it is. Keep one"

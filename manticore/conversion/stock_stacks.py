@@ -24,6 +24,7 @@ from manticore.conversion.mixer_choice import HEADS
 from manticore.conversion.source_blocks import plain_angles
 from manticore.conversion.stock_layouts import blocks_as_stock_model
 from manticore.mixers.attention import AttentionSpec
+from manticore.mixers.attention_mamba2 import AttentionMamba2Spec, BesideMamba2Spec, only
 from manticore.mixers.interface import MixerSpec
 from manticore.mixers.mlp import MLPSpec
 from manticore.mixers.rotary import rotated_channels
@@ -103,7 +104,7 @@ def stack_blocks(config: MixerLMConfig) -> ConvertedConfig:
 
 def _attention(tokens: list[MixerSpec], d_model: int) -> Fields:
     """What the blocks say about attention, the same in all layers but for windows."""
-    found = [spec for spec in tokens if isinstance(spec, AttentionSpec)]
+    found = [only(AttentionSpec, spec) for spec in tokens if isinstance(spec, AttentionSpec)]
     if len({dataclasses.replace(spec, window=None) for spec in found}) > 1:
         raise NoStockClassError("No class of transformers has attention of several settings.")
     spec = found[0] if found else AttentionSpec(d_model=d_model, n_heads=1, rotary_fraction=0.0)
@@ -138,6 +139,10 @@ def _mlp(spec: MixerSpec) -> Fields:
 
 
 def _layer(layer: dict[str, Any], spec: MixerSpec) -> dict[str, Any]:
+    if isinstance(spec, AttentionMamba2Spec):
+        beside = {f.name: getattr(spec, f.name) for f in dataclasses.fields(BesideMamba2Spec)}
+        del beside["d_model"]  # the blocks say it
+        return {"mixer": "attention-mamba2", "window": spec.window, **beside}
     if isinstance(spec, AttentionSpec):
         window = {"mixer": "sliding-attention", "window": spec.window}
         return {"mixer": "attention"} if spec.window is None else window

@@ -32,6 +32,11 @@ class MixerSpec(ABC):
     d_model: int = 128
     """Width of what comes in and goes out."""
 
+    @property
+    def branches(self) -> tuple[MixerSpec, ...]:
+        """The mixers whose sum this one is: most are their own only branch."""
+        return (self,)
+
     @abstractmethod
     def build(self, generator: torch.Generator | None = None) -> Mixer:
         """The module, its weights drawn from `generator`; None: from torch's default generator."""

@@ -40,6 +40,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("mamba:MambaSpec", {}),
     "normed-mamba": ("normed_mamba:NormedMambaSpec", {}),
     "mamba2": ("mamba2:Mamba2Spec", {}),
+    "attention-mamba2": ("attention_mamba2:AttentionMamba2Spec", {}),
     "rwkv5": ("rwkv5:RWKV5Spec", {}),
     "rwkv6": ("rwkv6:RWKV6Spec", {}),
     "rwkv7": ("rwkv7:RWKV7Spec", {}),

@@ -128,7 +128,8 @@ def architecture_costs(
     token_mixers = [spec for spec in specs if spec.kind == "token"]
     norms = (len(specs) + 1) * d_model
     tables = 2 * vocab_size * d_model + vocab_size
-    fixed = sum(spec.mixing_state_size(seq_len) for spec in token_mixers if not grows(spec))
+    branches = [branch for spec in token_mixers for branch in spec.branches]
+    fixed = sum(branch.mixing_state_size(seq_len) for branch in branches if not grows(branch))
     return ArchitectureCosts(
         layers=tuple(layer["mixer"] for layer in described),
         d_model=d_model,

@@ -100,8 +100,16 @@ class MixerShape:
 
     def cache_bytes(self, length: int, dtype: torch.dtype) -> CacheBytes:
         """Cache of one sequence after `length` tokens; see `cache_bytes` for what is float32."""
-        mixing, all_of_it = self.spec.mixing_state_size(length), self.spec.state_size(length)
-        if self.spec.state_size(1) < self.spec.state_size(2):  # keys and values, or a window
-            return CacheBytes(kv=all_of_it * dtype.itemsize)
-        itemsize = max(dtype.itemsize, torch.float32.itemsize)
-        return CacheBytes(state=mixing * itemsize + (all_of_it - mixing) * dtype.itemsize)
+        return mixer_cache_bytes(self.spec, length, dtype)
+
+
+def mixer_cache_bytes(spec: MixerSpec, length: int, dtype: torch.dtype) -> CacheBytes:
+    """Cache of one mixer: keys and values in the model's dtype, states in float32 or better."""
+    found, wide = CacheBytes(), max(dtype.itemsize, torch.float32.itemsize)
+    for branch in spec.branches:
+        mixing, all_of_it = branch.mixing_state_size(length), branch.state_size(length)
+        if branch.state_size(1) < branch.state_size(2):  # keys and values, or a window
+            found += CacheBytes(kv=all_of_it * dtype.itemsize)
+        else:
+            found += CacheBytes(state=mixing * wide + (all_of_it - mixing) * dtype.itemsize)
+    return found

@@ -16,6 +16,7 @@ SOURCES = ("gpt_neox", "gpt2", "llama", "mistral", "qwen2", "qwen3", "phi", "olm
 SHAPED = (
     "attention",
     "sliding-attention",
+    "attention-mamba2",
     "linear-attention",
     "retention",
     "gated-linear-attention",
@@ -42,6 +43,7 @@ OWN: tuple[dict[str, Any], ...] = (
 """Mixers with projections of their own."""
 GROWING = (
     "attention",
+    "attention-mamba2",
     "some attention",
     "mh-attention",
     "hyena",

@@ -9,6 +9,8 @@ from tests.conversion.models import converted
 from tests.models.tiny import tiny
 
 A = "attention"
+BESIDE = {"mixer": "attention-mamba2", "mamba_head_dim": 8, "mamba_d_state": 6}
+BESIDE_GROUPS = {**BESIDE, "mamba_n_groups": 2, "mamba_conv_size": 3}
 UNTURNED = {"mixer": "attention", "rotary": False}
 M2 = {"mixer": "mamba2", "head_dim": 8, "d_state": 6, "norm_eps": 1e-6}
 GROUPS = {**M2, "n_groups": 2}
@@ -31,6 +33,12 @@ HYBRIDS: dict[str, tuple[tuple[str, dict[str, Any], list[Any]], ...]] = {
         ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
          [A, M2, A, M2]),
         ("llama", {"head_dim": 16, "num_key_value_heads": 4}, [GROUPS, GROUPS, A, A]),
+    ),
+    "FalconH1ForCausalLM": (
+        ("llama", {}, BESIDE),
+        ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+         {**BESIDE, "mamba_expand": 1}),
+        ("llama", {"head_dim": 16, "num_key_value_heads": 1}, BESIDE_GROUPS),
     ),
     "JambaForCausalLM": (
         ("llama", {}, [M1, UNTURNED, M1, UNTURNED]),

@@ -25,6 +25,25 @@ def test_attention_to_attention_gives_the_sources_logits(family, variant):
     assert not {"initialised", "dropped"} & set(plan.by_how())
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("family", SOURCES)
+@torch.no_grad()
+def test_mamba2_beside_attention_starts_as_the_source(family, variant):
+    source = tiny(family, variant=variant)
+    layer = {"mixer": "attention-mamba2", "mamba_head_dim": 8, "mamba_n_groups": 2}
+    model, plan = transfer(source, layer, copy="all")
+    ids = token_ids(source, 2, 33)
+    expected = source(ids).logits
+    assert maximal(model(ids).logits - expected) < 1e-5
+    assert "dropped" not in plan.by_how()
+    new = {row.target.rpartition(".mixer.")[2]: row.note for row in plan.rows if not row.source
+           and row.how == "initialised"}  # fmt: skip
+    assert all(name.startswith("mamba2.") for name in new)
+    assert new["mamba2.output.weight"] == "zeros, so that attention starts alone"
+    model.model.layers[0].mixer.mamba2.output.weight[0] = 0.1
+    assert maximal(model(ids).logits - expected) > 1e-3  # and what stands beside it is there
+
+
 @torch.no_grad()
 def test_rotated_neighbours_become_halves_exactly():
     source = tiny_gptj()

@@ -10,7 +10,7 @@ from manticore.conversion.stock_layouts import as_stock_model
 from manticore.evaluation.conformance import doctor
 from manticore.models.stock import NoStockClassError
 from tests.conversion.models import converted, maximal
-from tests.conversion.stock_hybrids import CASES, DELTA, M1, OLMO, UNTURNED, hybrid
+from tests.conversion.stock_hybrids import BESIDE, CASES, DELTA, M1, OLMO, UNTURNED, hybrid
 from tests.models.tiny import token_ids
 
 A = "attention"
@@ -60,6 +60,13 @@ def test_export_proves_it_without_manticore(name, index, tmp_path, capsys):
         ("qwen3", [{**DELTA, "allow_neg_eigval": True}, A, A, A], "with negative eigenvalues"),
         ("llama", ["gated-conv", A, A, A], "lfm2 comes nearest, but norm of queries and keys"),
         ("qwen3", "gated-conv", "need a layer of attention"),
+        ("qwen3", BESIDE, "falcon_h1 comes nearest, but norm of queries and keys: head-rms here"),
+        ("llama", {**BESIDE, "rotary": False}, "rotated channels: none here, all there"),
+        ("llama", {**BESIDE, "window": 9}, "windows: one size, everywhere here"),
+        ("llama", {**BESIDE, "mamba_norm_eps": 1e-4}, "norm_eps 0.0001 beside 1e-06"),
+        ("llama", [BESIDE, BESIDE, A, BESIDE], "none mixes attention and attention-mamba2"),
+        ("llama", [BESIDE, BESIDE, BESIDE, {**BESIDE, "mamba_d_state": 5}], "differ between"),
+        ("llama", {**BESIDE, "projections": "own"}, "attention-mamba2 on projections of its own"),
     ],
 )
 def test_what_is_in_the_way_of_a_hybrid_is_named(family, target, reason):

@@ -13,6 +13,8 @@ UNTURNED = {**PLAIN, "rotary_fraction": 0.0}
 ALL_HEADS = {"mixer": "mh-attention", "n_heads": 4}
 MAMBA2 = {"mixer": "mamba2", "d_state": 6, "head_dim": 8}
 GROUPS = {**MAMBA2, "n_groups": 2}
+BESIDE = {**PLAIN, "mixer": "attention-mamba2", "mamba_d_state": 6, "mamba_head_dim": 8}
+BIASED = {"qkv_bias": True, "output_bias": True}
 MAMBA = {"mixer": "normed-mamba", "norm_eps": 1e-5}
 GATED = {"mixer": "swiglu", "inner_width": 24}
 TIED = {"tie_word_embeddings": True}
@@ -26,6 +28,9 @@ CASES = [
     ("BambaForCausalLM", [PLAIN, GROUPS], GATED, {}),
     ("BambaForCausalLM", [MAMBA2, {**PLAIN, "rotary_fraction": 0.5}], GATED, TIED),
     ("BambaForCausalLM", [MAMBA2, MAMBA2, {**ATTENTION, "head_dim": 6}], "swiglu", {}),
+    ("FalconH1ForCausalLM", [BESIDE, BESIDE], GATED, {}),
+    ("FalconH1ForCausalLM", [{**BESIDE, **BIASED, "mamba_n_groups": 2}] * 2, "swiglu", TIED),
+    ("FalconH1ForCausalLM", [{**BESIDE, "head_dim": 6, "n_kv_heads": 1}] * 3, GATED, {}),
     ("JambaForCausalLM", [MAMBA, UNTURNED, MAMBA, UNTURNED], GATED, {}),
     ("JambaForCausalLM", [MAMBA, MAMBA, UNTURNED], "swiglu", TIED),
     ("NemotronHForCausalLM", [MAMBA2, UNTURNED], "mlp", {}),
@@ -65,6 +70,8 @@ def test_an_alternating_stack_leaves_as_the_class_of_its_blocks(name, tokens, ch
         (alternating([PLAIN], GATED), {"head_bias": True}, "bias of the head: yes here"),
         (alternating([PLAIN], GATED), {"positions": "sinusoidal"}, "adds sinusoidal positions"),
         (alternating([PLAIN, ATTENTION], GATED), {}, "attention of several settings"),
+        (alternating([BESIDE, PLAIN], GATED), {}, "none mixes attention and attention-mamba2"),
+        (alternating([{**BESIDE, "window": 9}], GATED), {}, "windows: one size, everywhere here"),
         ([PLAIN, GATED, PLAIN, "swiglu"], {}, "MLPs of several widths"),
         (alternating(["gated-deltanet", PLAIN], GATED), {}, "norm of queries and keys: none here"),
         ([PLAIN, MAMBA2, GATED], {}, "no class has the mixer swiglu of layer 2"),

@@ -34,6 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mamba": {"d_model": 16},
     "normed-mamba": {"d_model": 16, "dt_rank": 4},  # a norm of one channel would leave its sign
     "mamba2": {"d_model": 32},
+    "attention-mamba2": {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "window": 7},
     "rwkv5": {"d_model": 32},
     "rwkv6": {"d_model": 32},
     "rwkv7": {"d_model": 32},

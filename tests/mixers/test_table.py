@@ -82,7 +82,7 @@ def test_the_plain_name_and_the_mh_name_differ_in_heads_only(name):
 
 
 def test_an_unknown_name_lists_the_known_ones_and_the_closest():
-    with pytest.raises(ValueError, match=r"Did you mean 'mamba2'\? Known: attention, deltanet"):
+    with pytest.raises(ValueError, match=r"Did you mean 'mamba2'\? Known: attention, "):
         mixer_spec("mamba-2")
 
 
