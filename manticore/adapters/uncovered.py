@@ -37,9 +37,9 @@ def warn_uncovered(model: nn.Module, stacklevel: int = 2) -> list[str]:
     modules = sorted({p.attribute for layer in bare for p in layer.projections})
     warnings.warn(
         f"{len(bare)} of {len(layers)} layers have no adapter where others do ({kinds}; first "
-        f"{bare[0].name}). Their linear modules: {', '.join(modules)}. To reach them, use "
-        "target_modules=manticore.tuning.default_targets(model); `manticore adapt coverage` says "
-        "more.",
+        f"{bare[0].name}). Their linear modules: {', '.join(modules)}. To reach them, give "
+        "target_modules=default_targets(model), from manticore.adapters.targets; `manticore adapt "
+        "coverage` says more.",
         UncoveredLayersWarning,
         stacklevel=stacklevel + 1,
     )

@@ -231,7 +231,8 @@ def test_warning_names_the_layers_and_the_way_out() -> None:
     with pytest.warns(UncoveredLayersWarning, match="3 of 4 layers have no adapter") as caught:
         names = warn_uncovered(wrapped)
     assert len(names) == 3
-    assert "default_targets" in str(caught[0].message)
+    said = str(caught[0].message)
+    assert f"default_targets(model), from {default_targets.__module__}" in said
     parallel = adapted(tiny("falcon_h1"), ["q_proj", "v_proj"])
     with pytest.warns(UncoveredLayersWarning, match="4 FalconH1Mixer"):
         warn_uncovered(parallel)
