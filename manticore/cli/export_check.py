@@ -80,6 +80,7 @@ def expectation(source: PreTrainedModel) -> dict[str, Tensor]:
         ids[:1],
         attention_mask=torch.ones_like(ids[:1]),
         max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,  # an early end would compare few
         do_sample=False,
     )
     logits = source(ids).logits.float()

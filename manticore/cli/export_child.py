@@ -46,8 +46,9 @@ def main(folder: str, expected: str, how: str) -> dict[str, object]:
     with torch.no_grad():
         logits = model(wanted["input_ids"]).logits
     new = wanted["tokens"].shape[1] - prompt.shape[1]
+    length = {"max_new_tokens": new, "min_new_tokens": new}
     tokens = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, do_sample=False
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, **length
     )
     if how == "alone":
         assert "manticore" not in sys.modules
