@@ -188,6 +188,12 @@ def test_disabling_while_merged_gives_the_base_model_exactly(kind):
         assert same(run(model, kind), run(base(kind), kind))
 
 
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_merging_into_quantized_weights_says_that_it_rounds(name):
+    with pytest.warns(UserWarning, match="rounds them anew"):
+        adapted(QUANTIZED[name]).merge_adapter()
+
+
 def test_merge_and_unload_leaves_a_plain_model_that_computes_the_same(kind):
     model = adapted(kind)
     wanted = run(model, kind)

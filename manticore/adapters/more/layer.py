@@ -151,6 +151,11 @@ class MoReLayer(BaseTunerLayer):
         names = [name for name in wanted if name in self.more_A]
         if not names:
             return
+        if self.quantization_backend is not None:
+            warnings.warn(
+                "Merging into quantized weights rounds them anew, so that outputs change a little.",
+                stacklevel=2,
+            )
         merged = self.merged_weight(names, safe_merge)
         if self._original is None:
             self._original = Original(self)
