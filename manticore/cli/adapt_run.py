@@ -1,9 +1,9 @@
 """Fine-tune one pretrained model by several methods and compare them in one table.
 
-A recipe names the model, the data and the methods: full fine-tuning or any method of PEFT. Every
-method tries the same learning rates; validation chooses. With --seeds 0,1,2 the chosen rate is
-trained once for each seed. What is finished is not done again, so the same command continues
-after a kill. Each method's model or adapter lands in models/ with a card.
+A recipe names the model, the data and the methods: full fine-tuning or any method of PEFT
+that changes modules. Every method tries the same learning rates; validation chooses. With --seeds
+0,1,2 the chosen rate is trained once for each seed. What is finished is not done again, so the
+same command continues after a kill. Each method's model or adapter lands in models/ with a card.
 
 Example:
     manticore adapt run recipes/more/maths.yaml --out runs/maths train.steps=20
