@@ -74,6 +74,7 @@ def test_a_run_writes_table_report_and_models(folder: Path, capsys) -> None:
     table = (folder / "run" / "table.md").read_text()
     assert table.startswith("| student | loss | at start | bits per byte |")
     page = (folder / "run" / "report.html").read_text()
+    assert "Cost at context lengths" in page
     assert "&lt;b&gt;From scratch" in page
     assert "<b>From scratch" not in page
     assert "<script" not in page
