@@ -110,20 +110,23 @@ def one_shot(
     Returns:
         It, and the share of the change that it and each uniform shape hold, by title.
     """
-    recipe, folder = experiment.recipe, experiment.folder
-    search = recipe.search
+    folder = experiment.folder
+    if not folder.is_done("one-shot"):
+        folder.finish("one-shot", _look(experiment, kinds))
+    record = folder.record("one-shot")
+    chosen = {ending: (int(n), int(r)) for ending, (n, r) in record["allocation"].items()}
+    return chosen, {**record["uniform"], title_of(chosen): record["share_held"]}
+
+
+def _look(experiment: TuningExperiment, kinds: Sequence[ModuleKind]) -> dict[str, Any]:
+    """The look itself: the allocation, and the shares of the change, as a record."""
+    recipe, search, seed = experiment.recipe, experiment.recipe.search, experiment.seeds[0]
     assert search is not None
-    if folder.is_done("one-shot"):
-        record = folder.record("one-shot")
-        chosen = {ending: (int(n), int(r)) for ending, (n, r) in record["allocation"].items()}
-        return chosen, {**record["uniform"], title_of(chosen): record["share_held"]}
     _, data = prepared(recipe, experiment.base)
-    seed = experiment.seeds[0]
     method = MethodConfig(id="full", label="full", method="full")
-    model = tuned_model(recipe, method, experiment.base, data, seed)
     batches = data.batches(recipe.train.batch_size, derive_seed(seed, recipe.name, "probe"))
     changes = weight_changes(
-        model,
+        tuned_model(recipe, method, experiment.base, data, seed),
         kinds,
         batches.batch_at,
         probe=search.probe,
@@ -138,16 +141,11 @@ def one_shot(
     def share(allocation: Allocation) -> float:
         return sum(values[e][c] for e, c in allocation.items()) / (total or 1.0)
 
-    shapes = uniform_shapes(kinds, search)
-    folder.finish(
-        "one-shot",
-        {
-            "allocation": {ending: list(choice) for ending, choice in chosen.items()},
-            "share_held": share(chosen),
-            "uniform": {title_of(shape): share(shape) for shape in shapes},
-        },
-    )
-    return one_shot(experiment, kinds)
+    return {
+        "allocation": {ending: list(choice) for ending, choice in chosen.items()},
+        "share_held": share(chosen),
+        "uniform": {title_of(shape): share(shape) for shape in uniform_shapes(kinds, search)},
+    }
 
 
 def uniform_shapes(kinds: Sequence[ModuleKind], search: ShapeSearchConfig) -> list[Allocation]:
