@@ -9,7 +9,7 @@ from typing import Any
 from manticore.reports.palette import DASHES, NUM_COLOURS
 from manticore.reports.svg import Drawing, Scale, path_of
 
-WIDTH, HEIGHT, PANEL, GAP = 912.0, 400.0, 236.0, 68.0
+WIDTH, HEIGHT, PANEL, GAP = 912.0, 420.0, 236.0, 68.0
 TOP, BOTTOM = 40.0, 270.0
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1d22; --soft: #5b6069; --line: #e2e2dc;

@@ -30,7 +30,7 @@ class Sizes:
 
     mixers: tuple[str, ...] = (
         "sliding-attention", "linear-attention", "retention", "gated-linear-attention",
-        "mamba2-heads", "deltanet", "gated-deltanet", "mamba", "rwkv7",
+        "mamba2-heads", "deltanet", "gated-deltanet", "mamba", "mamba2", "rwkv5", "rwkv6", "rwkv7",
     )  # fmt: skip
     hidden_size: int = 128
     n_layers: int = 4
