@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from manticore.mixers.delta_scan_choice import choose_delta_scan
 from manticore.mixers.fresh_weights import xavier_linear
+from manticore.mixers.head_widths import check_heads
 from manticore.mixers.interface import Mixer, MixerSpec, State
 from manticore.mixers.precision import widen
 from manticore.mixers.scan_choice import Kernel, check_kernel
@@ -64,13 +65,8 @@ class DeltaNetSpec(MixerSpec):
     _has_decay: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("expand_key", "expand_value"):
-            width = self.d_model * getattr(self, name)
-            if self.n_heads < 1 or width < 1 or width % self.n_heads:
-                raise ValueError(
-                    f"d_model={self.d_model} times {name}={getattr(self, name)} is {width:g}, "
-                    f"which n_heads={self.n_heads} does not divide. Choose n_heads >= 1 that does."
-                )
+        factors = {"expand_key": self.expand_key, "expand_value": self.expand_value}
+        check_heads(self.d_model, self.n_heads, **factors)
         if self.conv_size < 0:
             raise ValueError(f"conv_size={self.conv_size} must be 0 (none) or more.")
         if self.qk_activation not in _ACTIVATIONS:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from manticore.mixers.fresh_weights import xavier_linear
 from manticore.mixers.head_norm import HeadNorm
+from manticore.mixers.head_widths import check_heads
 from manticore.mixers.interface import Mixer, MixerSpec, State
 from manticore.mixers.precision import widen
 from manticore.mixers.scan_choice import Kernel, check_kernel, choose_scan
@@ -47,14 +48,8 @@ class GatedLinearAttentionSpec(MixerSpec):
     """What runs the scan: torch, or fla (flash-linear-attention, on a GPU)."""
 
     def __post_init__(self) -> None:
-        for name in ("expand_key", "expand_value"):
-            width = self.d_model * getattr(self, name)
-            if self.n_heads < 1 or width < 1 or width % self.n_heads:
-                raise ValueError(
-                    f"d_model={self.d_model} times {name}={getattr(self, name)} is {width:g}, "
-                    f"which n_heads={self.n_heads} does not divide. Choose n_heads >= 1 that "
-                    "divides it."
-                )
+        factors = {"expand_key": self.expand_key, "expand_value": self.expand_value}
+        check_heads(self.d_model, self.n_heads, **factors)
         if self.gate_rank < 1 or self.gate_normalizer <= 0:
             raise ValueError(
                 f"gate_rank={self.gate_rank} must be 1 or more, and "

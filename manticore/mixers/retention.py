@@ -18,6 +18,7 @@ from torch import Tensor
 
 from manticore.mixers.fresh_weights import xavier_linear
 from manticore.mixers.head_norm import HeadNorm, NormKind, check_norm, num_norm_parameters
+from manticore.mixers.head_widths import check_heads
 from manticore.mixers.interface import Mixer, MixerSpec, State
 from manticore.mixers.positions import count_positions, seen_after
 from manticore.mixers.rotary import check_rotary, rotate
@@ -47,13 +48,11 @@ class RetentionSpec(MixerSpec):
     """What runs the scan: torch, or fla (flash-linear-attention, on a GPU)."""
 
     def __post_init__(self) -> None:
-        widths = {"d_model": self.d_model, "expand_value": self.d_model * self.expand_value}
-        for name, width in widths.items():
-            if self.n_heads < 1 or width < 1 or width % self.n_heads:
-                raise ValueError(
-                    f"n_heads={self.n_heads} does not divide {width:g}, the width that "
-                    f"{name} gives. Choose n_heads >= 1 that divides it."
-                )
+        if self.n_heads < 1 or self.d_model < 1 or self.d_model % self.n_heads:
+            raise ValueError(
+                f"n_heads={self.n_heads} does not divide d_model={self.d_model}. Choose a divisor."
+            )
+        check_heads(self.d_model, self.n_heads, expand_value=self.expand_value)
         check_rotary(self.d_model // self.n_heads, self.rotary_fraction, self.rotary_base)
         check_norm(self.output_norm, self.norm_eps)
         check_kernel(self.kernel)

@@ -35,7 +35,8 @@ def rotate(x: Tensor, positions: Tensor, base: float = 10000.0, fraction: float 
 
 def rotated_channels(channels: int, fraction: float) -> int:
     """How many of the channels are turned; rounded down as in transformers."""
-    return int(channels * fraction)
+    # But 88 * (30 / 88) is 29.999999999999996, and meant are 30.
+    return int(channels * fraction + 1e-9)
 
 
 def check_rotary(channels: int, fraction: float, base: float) -> None:

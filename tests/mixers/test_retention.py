@@ -95,7 +95,7 @@ def test_plain_retention_equals_the_naive_one_of_flash_linear_attention():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_heads": 3}, "n_heads=3 does not divide 16, the width that d_model gives"),
+        ({"n_heads": 3}, "n_heads=3 does not divide d_model=16"),
         ({"n_heads": 16}, "is odd"),
         ({"n_heads": 2, "output_norm": "batch"}, "must be one of rms, group, none"),
         ({"n_heads": 2, "norm_eps": 0.0}, "norm_eps=0.0 must be greater than 0"),
