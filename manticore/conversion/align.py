@@ -23,9 +23,9 @@ LossFunction = Callable[[Any, Mapping[str, Any]], Tensor]
 
 
 def converted_layers(model: ConvertedForCausalLM) -> list[int]:
-    """Layers that do not keep their attention."""
+    """Layers that do not keep the source's attention as it was."""
     layers = model.config.layers
-    return [index for index, layer in enumerate(layers) if layer["mixer"] != "attention"]
+    return [index for index, layer in enumerate(layers) if layer != {"mixer": "attention"}]
 
 
 def mixer_parameters(model: ConvertedForCausalLM) -> list[nn.Parameter]:

@@ -107,10 +107,10 @@ def _head_ratios(mixer: Heads, seen: Observed) -> Tensor:
     given = _heads_of(mixer, seen)
     n_heads = mixer.spec.n_heads
     wanted, here = (x.float().unflatten(-1, (n_heads, -1)) for x in (seen.heads, given))
-    ratio = wanted.square().mean((0, 1, 3)).sqrt() / here.square().mean((0, 1, 3)).sqrt()
+    ratio = rms(wanted, (0, 1, 3)) / rms(here, (0, 1, 3))
     return ratio.clamp(1e-3, 1e3).repeat_interleave(mixer.spec.head_dim)
 
 
-def rms(x: Tensor) -> Tensor:
-    """Root of the mean square, kept away from zero."""
-    return x.float().square().mean().sqrt().clamp(min=1e-12)
+def rms(x: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
+    """Root of the mean square, kept away from zero: a pruned head is zero in both models."""
+    return x.float().square().mean(dim).sqrt().clamp(min=1e-12)

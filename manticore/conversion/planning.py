@@ -125,7 +125,10 @@ def _decide(
         return TransferRow(how="initialised", note=first_weights(name, spec), **shared), None
     if tuple(found.value.shape) == shape:
         row = TransferRow(
-            how=_how(found), source=found.name, note=_note(found, spec, source), **shared
+            how="mapped" if found.change else "copied",
+            source=found.name,
+            note=_note(name, found, spec, source),
+            **shared,
         )
         return row, found.value
     if part == "qkv" and isinstance(spec, HeadsSpec):
@@ -151,18 +154,15 @@ def heads_of(spec: HeadsSpec) -> tuple[int, int, int]:
     return spec.n_heads, spec.n_kv_heads, spec.head_dim
 
 
-def _how(found: SourceTensor) -> Any:
-    return "mapped" if found.change else "copied"
-
-
-def _note(found: SourceTensor, spec: MixerSpec | None, source: Source) -> str:
+def _note(name: str, found: SourceTensor, spec: MixerSpec | None, source: Source) -> str:
     words = [found.change]
     if isinstance(spec, HeadsSpec) and spec.n_heads != source.block.n_heads:
         words.append(
             f"columns keep their places; {spec.n_heads} heads instead of {source.block.n_heads}"
         )
-    if isinstance(spec, HeadsSpec) and ".q." in f"{found.name}." and not spec.frequencies:
-        words.append("without the source's rotation" if source.block.rotary_frequencies else "")
+    is_rotated = bool(source.block.rotary_frequencies) and ".mixer.q." in name
+    if isinstance(spec, HeadsSpec) and is_rotated and not spec.frequencies:
+        words.append("without the source's rotation")
     return "; ".join(filter(None, words))
 
 

@@ -41,6 +41,13 @@ def test_a_student_that_gives_nothing_has_a_relative_error_of_one() -> None:
     assert float(loss) == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("changed", [{"projections": "own"}, {"rotary": False}])
+def test_attention_that_is_not_the_sources_counts_as_converted(changed: dict[str, object]) -> None:
+    layer = {"mixer": "attention", **changed}
+    student, _ = transfer(tiny("gpt_neox"), layer, copy="paper", keep=[1])
+    assert converted_layers(student) == [0, 2, 3]
+
+
 def test_matching_trains_the_converted_mixers_and_nothing_else() -> None:
     teacher = identity(tiny("gpt_neox")).requires_grad_(False)
     student, _ = transfer(tiny("gpt_neox"), "retention", copy="all", keep=[1])

@@ -42,6 +42,17 @@ def test_each_head_gets_the_size_of_the_same_head_of_the_source():
     assert row.note == "ones, scaled to the source's output"
 
 
+@torch.no_grad()
+def test_a_head_that_was_pruned_in_the_source_leaves_every_gain_finite():
+    source = tiny("gpt_neox")
+    width = source.config.hidden_size // source.config.num_attention_heads
+    rows = source.gpt_neox.layers[0].attention.query_key_value
+    for tensor in (rows.weight, rows.bias):
+        tensor[2 * width : 3 * width] = 0  # the values of head 0
+    model, _ = transfer(source, "retention", copy="all", calibration=IDS)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
 def test_a_scaled_copy_is_no_longer_called_copied():
     plans = [transfer(tiny("llama"), "rwkv6", calibration=ids)[1] for ids in (None, IDS)]
     rows = [r for p in plans for r in p.rows if r.target == "model.layers.0.mixer.output.weight"]

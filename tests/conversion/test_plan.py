@@ -49,6 +49,16 @@ def test_queries_keys_and_values_carry_over_to_mixers_that_keep_the_heads(family
     assert not [row for row in plan.rows if row.how == "dropped"]
 
 
+def test_copied_queries_that_are_no_longer_rotated_are_told():
+    source, told = tiny("gpt_neox"), {}
+    for rotary in (True, False):
+        _, plan = transfer(source, {"mixer": "retention", "rotary": rotary}, copy="all")
+        told[rotary] = {row.target for row in plan.rows if "without the source's" in row.note}
+    layers = range(source.config.num_hidden_layers)
+    names = {f"model.layers.{i}.mixer.q.{leaf}" for i in layers for leaf in ("weight", "bias")}
+    assert told == {True: set(), False: names}
+
+
 def test_another_number_of_heads_is_refused_with_both_counts():
     source = tiny("llama", num_attention_heads=16, num_key_value_heads=16)
     layer = {"mixer": "retention", "n_heads": 4, "n_kv_heads": 4, "head_dim": 8, "rotary": False}
