@@ -66,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
     for number, prompt in enumerate(prompts_of(args.prompt, sys.stdin)):
         ids = encode(prompt, tokenizer)
         model_folder.check_lengths(config, len(ids) + args.max_new_tokens)
-        print(prompt, end="", flush=True)
         text = continue_prompt(model, tokenizer, ids, options, args.seed + number)
         records.append({"prompt": prompt, "text": text})
     if not records:
@@ -124,13 +123,15 @@ def encode(prompt: str, tokenizer: Any) -> list[int]:
 def continue_prompt(
     model: Any, tokenizer: Any, ids: list[int], options: dict[str, Any], seed: int
 ) -> str:
-    """Print the continuation as it is made, and return it; global random streams are restored."""
+    """Print the text as it is made, return what is new; global random streams are restored."""
     import torch
     from transformers import TextStreamer
 
+    from manticore.text.tokenizers import continuation
+
     streamer = None
     if options["num_beams"] == 1:  # beams are not decided before the end
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextStreamer(tokenizer, skip_special_tokens=True)
     prompt = torch.tensor([ids], device=model.device)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     with torch.random.fork_rng():
@@ -142,7 +143,7 @@ def continue_prompt(
             streamer=streamer,
             **options,
         )
-    text: str = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+    text = continuation(tokenizer, output[0].tolist(), len(ids))
     if streamer is None:
-        print(text, flush=True)
+        print(tokenizer.decode(ids, skip_special_tokens=True) + text, flush=True)
     return text

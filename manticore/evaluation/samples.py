@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from manticore.config.recipes import SampleConfig
+from manticore.text.tokenizers import continuation
 
 
 def sample(
@@ -15,6 +16,7 @@ def sample(
 ) -> dict[str, str]:
     """One continuation; the global random stream is put back afterwards."""
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     options: dict[str, Any] = {"do_sample": False}
     described = "greedy"
     if settings.temperature > 0:
@@ -30,8 +32,8 @@ def sample(
             input_ids=ids.to(model.device),
             attention_mask=torch.ones_like(ids, device=model.device),
             max_new_tokens=settings.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            pad_token_id=pad,
             **options,
         )
-    text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    text = continuation(tokenizer, output[0].tolist(), ids.shape[1])
     return {"prompt": prompt, "text": text, "settings": described}

@@ -154,6 +154,19 @@ def check_same_tokenizer(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast)
     )
 
 
+def continuation(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], n_prompt: int) -> str:
+    """Decode what comes after the first `n_prompt` tokens, as it reads behind them.
+
+    SentencePiece drops the space before the first word that it decodes, so a continuation that is
+    decoded alone would stick to its prompt.
+    """
+    prompt, whole, rest = (
+        str(tokenizer.decode(part, skip_special_tokens=True))
+        for part in (ids[:n_prompt], ids, ids[n_prompt:])
+    )
+    return whole[len(prompt) :] if whole.startswith(prompt) else rest
+
+
 def check_round_trip(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> None:
     """Raise ValueError with the first text that encoding and decoding changes."""
     for text in texts:

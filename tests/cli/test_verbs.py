@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 from tests.cli.tiny_run import FEW_ROWS, make_project, snapshot
 
 MIXTURE = [[0.99, 0.01], [0.3, 0.7]]
+STORIES = Path(__file__).parents[2] / "recipes" / "zoo" / "stories260k"
+PROMPT = "Once upon a time, there was"
 IDS = torch.arange(3, 40).unsqueeze(0)
 
 
@@ -227,6 +230,17 @@ def test_greedy_text_is_that_of_transformers(project, hybrid, capsys, name, beam
     made = model.generate(**ids, max_new_tokens=6, do_sample=False, num_beams=beams)
     expected = tokenizer.decode(made[0, ids.input_ids.shape[1] :], skip_special_tokens=True)
     assert printed == f"the old{expected}\n"
+
+
+def test_words_are_apart_where_a_tokenizer_drops_the_first_space(tmp_path, capsys):
+    for beams in ("1", "2"):
+        words = ["--max-new-tokens", "12", "--temperature", "0", "--num-beams", beams]
+        out = tmp_path / f"{beams}.json"
+        words += ["--out", str(out)]
+        assert main(["generate", str(STORIES), "--prompt", PROMPT, *words]) == 0
+        (sample,) = json.loads(out.read_text())["samples"]
+        assert sample["text"].startswith(" a little girl")
+        assert capsys.readouterr().out == f"{PROMPT}{sample['text']}\n"
 
 
 def test_sampling_depends_on_the_seed_alone(hybrid, tmp_path):

@@ -1,16 +1,20 @@
 """Tokenizers: byte-level BPE is exact, and two tokenizers are told apart by what they do."""
 
+from pathlib import Path
+
 import pytest
 
 from manticore.text.tokenizers import (
     balanced,
     check_round_trip,
     check_same_tokenizer,
+    continuation,
     load_tokenizer,
     same_tokenizer,
     train_bpe,
 )
 
+STORIES = Path(__file__).parents[2] / "recipes" / "zoo" / "stories260k"
 TEXTS = [f"The {w} sat on {n} mats, and {n + 1} more.\n" for n in range(40) for w in ("cat", "dog")]
 AWKWARD = [
     "",
@@ -134,3 +138,17 @@ def test_a_missing_tokenizer_is_named(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=r"No tokenizer could be loaded from \./not/here"):
         load_tokenizer("./not/here")
+
+
+def test_a_continuation_keeps_the_space_that_sentencepiece_drops_at_a_start():
+    llama = load_tokenizer(STORIES)
+    text = "Once upon a time, there was a little girl"
+    ids = llama.encode(text)
+    start = len(llama.encode("Once upon a time, there was"))
+    assert not llama.decode(ids[start:]).startswith(" ")  # the reason for the function
+    assert continuation(llama, ids, start) == " a little girl"
+
+
+def test_a_continuation_of_half_a_letter_is_told_from_there(tokenizer):
+    ids = tokenizer.encode("caf\u00e9", add_special_tokens=False)
+    assert continuation(tokenizer, ids, len(ids) - 1) == "\ufffd"
