@@ -29,7 +29,7 @@ def run_hybrid_verb(args: argparse.Namespace) -> int:
         print(describe_run(recipe, source.parent, out))
         return 0
     seeds = parse_seeds(args.seeds)
-    command = shlex.join(["manticore", "run", *_words(args, recipe)])
+    command = shlex.join(["manticore", "run", *_words(args)])
     if seeds is None:
         result = run_once(recipe, source.parent, out, args, command)
         _finish(out, result, expected_beside(source), args)
@@ -110,8 +110,8 @@ def _run_seeds(
     write_json(out / "expected.json", table)
     print(text_table(rows, kinds))
     _print_goals(table["goals"])
-    for seed, result in zip(seeds, results, strict=True):
-        _write_report(out / f"seed-{seed}", result, out / "expected.json")
+    for seed in seeds:
+        write_report(out / f"seed-{seed}", expected=out / "expected.json")
     print(f"table: {out / 'expected.json'}")
     return 0
 
@@ -160,11 +160,7 @@ def _finish(
     _print_goals(result["goals"])
     for sample in result["samples"][:1]:
         print(f"\nSample ({sample['settings']}):\n  {sample['prompt']}{sample['text']}")
-    print(f"\nreport: {_write_report(out, result, expected)}")
-
-
-def _write_report(out: Path, result: dict[str, Any], expected: Path | None) -> Path:
-    return write_report(out, expected=expected)
+    print(f"\nreport: {write_report(out, expected=expected)}")
 
 
 def _print_goals(goals: list[dict[str, Any]]) -> None:
@@ -179,6 +175,6 @@ def _say(args: argparse.Namespace, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _words(args: argparse.Namespace, recipe: HybridRecipe) -> list[str]:
+def _words(args: argparse.Namespace) -> list[str]:
     seeds = ["--seeds", args.seeds] if args.seeds else []
     return [str(args.recipe), *overrides_of(args), *seeds]

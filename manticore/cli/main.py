@@ -239,10 +239,4 @@ def _overview() -> str:
         "manticore VERB --help   shows a command that works",
         "manticore --version     shows the version",
     ]
-    if "run" in VERBS:
-        lines += [
-            "",
-            "example:",
-            "    manticore run recipes/hybrids/quickstart.yaml --out runs/quickstart",
-        ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "example:", f"    {_EXAMPLE}"])

@@ -54,7 +54,7 @@ def whose(tensor: Tensor, name: str) -> str:
     """What runs on this tensor under the name of a function, as `describe_fast_paths` says it."""
     if not tensor.is_cuda:
         return "torch-chunk"
-    return "cuda-kernel" if _is_installed(_KERNELS[name]) else "transformers"
+    return "cuda-kernel" if is_installed(_KERNELS[name]) else "transformers"
 
 
 def convolve(
@@ -88,5 +88,6 @@ def _unless_cuda(own: Callable[..., Any], theirs: Callable[..., Any]) -> Callabl
 
 
 @cache
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Whether a package could be imported."""
     return importlib.util.find_spec(package) is not None

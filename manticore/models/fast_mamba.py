@@ -7,8 +7,6 @@ CUDA kernel is there, and its multi-token continuation of a filled cache restart
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from manticore.mixers.causal_conv import causal_conv
 from manticore.mixers.selective_scan import selective_scan, selective_step
+from manticore.models.fast_functions import is_installed, own_state
 
 
 class FastScan(nn.Module):
@@ -67,7 +66,8 @@ class FastScan(nn.Module):
         Returns:
             (batch, seq, d_model), same dtype.
         """
-        state = _filled_state(cache_params, self.layer_idx)
+        held = None if cache_params is None else cache_params.get_recurrent_state(self.layer_idx)
+        state = own_state(held)
         seq_len = hidden_states.shape[1]
         if _prefers_kernels(hidden_states) and (state is None or seq_len == 1):
             stock: Any = super()
@@ -153,14 +153,6 @@ FAST_MAMBA: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _filled_state(cache_params: Cache | None, layer_idx: int) -> Tensor | None:
-    if cache_params is None:
-        return None
-    state = cache_params.get_recurrent_state(layer_idx)
-    # The cache is overwritten in place, so a graph that needs the old state keeps its own.
-    return state.clone() if state is not None and torch.is_grad_enabled() else state
-
-
 def _padding_mask(attention_mask: Tensor | None, hidden_states: Tensor) -> Tensor | None:
     """Return (batch, seq, 1), or None where the mask hides nothing."""
     if attention_mask is None:
@@ -185,10 +177,4 @@ def _hide_padding(tensor: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _prefers_kernels(tensor: Tensor) -> bool:
-    return tensor.is_cuda and _cuda_kernels_installed()
-
-
-@cache
-def _cuda_kernels_installed() -> bool:
-    packages = ("mamba_ssm", "causal_conv1d")
-    return all(importlib.util.find_spec(package) is not None for package in packages)
+    return tensor.is_cuda and all(map(is_installed, ("mamba_ssm", "causal_conv1d")))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.models.rwkv import modeling_rwkv
 from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
 
+from manticore.mixers.precision import widen
 from manticore.mixers.wkv4_scan import wkv4_scan
 
 
@@ -29,7 +30,7 @@ class FastRwkvSelfAttention(RwkvSelfAttention):
             stock: Any = super()
             return stock.forward(hidden, state=state, use_cache=use_cache)
         receptance, key, value, _ = self.extract_key_value(hidden)
-        decay = -torch.exp(self.time_decay.float())
+        decay = -torch.exp(widen(self.time_decay))
         mixed, _ = wkv4_scan(key, value, decay, self.time_first)
         return self.output(receptance * mixed), None
 

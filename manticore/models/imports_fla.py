@@ -48,7 +48,7 @@ def config_from_fla(config: Mapping[str, Any], **overrides: Any) -> MixerLMConfi
 
     Args:
         config: the content of a config.json, with its `model_type`.
-        overrides: settings of `MixerLMConfig`, such as `vocab_size=16, d_model` excepted.
+        overrides: settings of `MixerLMConfig` but for its width, such as `vocab_size=16`.
     """
     shared = {
         "layers": layers_from_fla(config),

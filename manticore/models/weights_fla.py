@@ -95,7 +95,10 @@ def _without_first_norm(tensors: Tensors, config: MixerLMConfig) -> dict[str, Te
     weight, bias = (left.pop(name, None) for name in names)
     if weight is not None:
         if config.tie_word_embeddings:
-            raise ValueError("A norm behind a table of tokens that is also the head stays there.")
+            raise ValueError(
+                "These weights have a norm behind the table of tokens, which ours folds into the "
+                "table, and the table is the head, too. Untie the head in fla and save it again."
+            )
         table = left["model.embeddings.weight"]
         rows = F.layer_norm(table, weight.shape, weight, bias, config.norm_eps)
         left["model.embeddings.weight"] = rows
