@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from transformers import PreTrainedConfig
 
-from manticore.models.component_lengths import has_position_table, max_positions
+from manticore.models.component_lengths import longest_sequence
 
 if TYPE_CHECKING:
     from manticore.hybrids.modeling_base import ManticorePreTrainedModel
@@ -235,9 +235,9 @@ def _limits(hybrid: "ManticorePreTrainedModel", more: Sequence[str]) -> list[str
         "Its cache cannot be rolled back: assisted and prompt-lookup decoding refuse.",
     ]
     for k, config in enumerate(hybrid.config.components):
-        if has_position_table(config):
+        limit = longest_sequence(config)
+        if limit is not None:
             lines.append(
-                f"Component {k} has a table of {max_positions(config)} positions: longer "
-                "sequences are refused."
+                f"Component {k} takes at most {limit} positions: longer sequences are refused."
             )
     return lines + [plain(line) for line in more]

@@ -21,9 +21,15 @@ from manticore.hybrids.shared import run_shared
 from manticore.hybrids.streams import Weights, concatenate, run_streams
 from manticore.models import pretrained, token_step
 from manticore.models.component_cache import takes_cache
-from manticore.models.component_lengths import check_length, has_position_table
+from manticore.models.component_lengths import (
+    check_length,
+    has_position_table,
+    longest_sequence,
+    outgrows_past,
+)
 from manticore.models.families import check_supported
 from manticore.models.fast_paths import bind_fast_paths
+from manticore.models.rotary_lengths import longrope_border
 
 
 @dataclass
@@ -64,9 +70,10 @@ class ManticoreModel(ManticorePreTrainedModel):
         # Read at every token, and reading a config takes its time.
         self.num_blocks, self.widths = config.num_blocks, config.widths
         self.mixing, self.partition = config.mixing, config.partition
-        self.with_tables = [
-            k for k, part in enumerate(config.components) if has_position_table(part)
-        ]
+        parts = list(enumerate(config.components))
+        self.with_tables = [k for k, part in parts if has_position_table(part)]
+        self.with_limits = [k for k, part in parts if longest_sequence(part) is not None]
+        self.with_borders = [k for k, part in parts if longrope_border(part) is not None]
         self.takes_cache = all(map(takes_cache, config.components))
         self.fast_paths = [bind_fast_paths(component) for component in components]
         self.rows = Mixture(
@@ -217,6 +224,12 @@ class ManticoreModel(ManticorePreTrainedModel):
         if position_ids is None:
             mask = None if is_plain else attention_mask
             position_ids = count_positions(mask, given.shape[1], seen, given.device)
+        if seen and self.outgrows_past(position_ids):
+            raise ValueError(
+                "A component turns to its long rotary factors with these tokens (longrope), and "
+                "the cache was filled by the short ones. Run the whole sequence again with an "
+                "empty cache, as `generate` does."
+            )
         return Inputs(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -226,14 +239,26 @@ class ManticoreModel(ManticorePreTrainedModel):
             is_plain_token=is_plain,
         )
 
+    def outgrows_past(self, position_ids: Tensor) -> bool:
+        """Whether new tokens at these positions, (batch or 1, seq), need all past ones anew."""
+        return any(
+            outgrows_past(self.config.components[k], position_ids)
+            for k in self.with_borders and self._running()
+        )
+
     def _entering(self) -> list[int]:
         """Components that `enter_component` is called for."""
-        if self.mixing == "streams":
-            return self.rows.active_embed()
+        return self.rows.active_embed() if self.mixing == "streams" else self._running()
+
+    def _running(self) -> list[int]:
+        """Components that run a block."""
         return sorted({k for b in range(self.num_blocks) for k in self.rows.active(b)})
 
     def _check(self, given: Tensor, attention_mask: Tensor | None, seen: int) -> None:
         length = seen + given.shape[1]
+        for k in self.with_limits and self._running():
+            if k not in self.with_tables:
+                check_length(self.config.components[k], length)
         for k in self.with_tables and self._entering():
             check_length(self.config.components[k], length)
         if attention_mask is not None and tuple(attention_mask.shape) != (given.shape[0], length):

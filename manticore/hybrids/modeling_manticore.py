@@ -114,6 +114,25 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
             hidden_states=output.hidden_states,
         )
 
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: ManticoreCache | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As usual; all tokens anew where the new ones outgrow the cache (longrope)."""
+        positions = kwargs.get("position_ids")
+        if past_key_values is not None and positions is not None:
+            # Behind a prompt of embeddings the tokens alone do not say what to run anew.
+            is_whole = positions.shape[1] == input_ids.shape[1]
+            new = positions[:, past_key_values.get_seq_length() :]
+            if is_whole and past_key_values.get_seq_length() and self.model.outgrows_past(new):
+                past_key_values = next_sequence_length = None
+        return super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length, past_key_values, **kwargs
+        )
+
     def mix_heads(self, output: ManticoreModelOutput, keep: slice | Tensor) -> Tensor:
         """Logits of the hybrid at the kept positions: (batch, kept, vocab_size)."""
         model = self.model

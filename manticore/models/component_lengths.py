@@ -1,8 +1,10 @@
 """How long a sequence a component takes."""
 
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from manticore.models.families import check_supported
+from manticore.models.rotary_lengths import FIXED_ANGLES, crosses, is_dynamic, longrope_border
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -17,15 +19,37 @@ def has_position_table(config: PreTrainedConfig) -> bool:
     return check_supported(config).has_position_table(config)
 
 
-def check_length(config: PreTrainedConfig, length: int) -> None:
-    """Raise when a sequence of `length` tokens does not fit a learned position table.
+def longest_sequence(config: PreTrainedConfig) -> int | None:
+    """Longest sequence that can be run; None when any can.
 
-    Rotary models run past `max_positions`, with worse predictions but without an error.
+    Rotary models run past `max_positions`, with worse predictions but without an error, unless
+    their angles change with the length and we cannot make them right (`rotary_lengths`).
     """
-    limit = max_positions(config)
-    if has_position_table(config) and limit is not None and length > limit:
-        raise ValueError(
-            f"A sequence of {length} tokens does not fit: the {config.model_type} component has a "
-            f"table of {limit} positions. Use at most {limit} tokens (prompt and new ones "
-            "together), or a component without a position table."
-        )
+    if has_position_table(config) or is_dynamic(config):
+        return max_positions(config)
+    return longrope_border(config) if check_supported(config).rotary is None else None
+
+
+def check_length(config: PreTrainedConfig, length: int) -> None:
+    """Raise when a sequence of `length` tokens is longer than the component takes."""
+    limit = longest_sequence(config)
+    if limit is None or length <= limit:
+        return
+    start = f"A sequence of {length} tokens does not fit: the {config.model_type} component has"
+    end = f"Use at most {limit} tokens (prompt and new ones together), or a component"
+    if has_position_table(config):
+        raise ValueError(f"{start} a table of {limit} positions. {end} without a position table.")
+    raise ValueError(
+        f"{start} rotary positions whose angles change with the length beyond {limit} tokens, so "
+        f"that caches and batches go wrong. {end} with fixed angles ({', '.join(FIXED_ANGLES)})."
+    )
+
+
+def outgrows_past(config: PreTrainedConfig, position_ids: Tensor) -> bool:
+    """Whether new tokens behind a cache need other rotary angles than the cached ones have.
+
+    Args:
+        position_ids: (batch or 1, seq) of the new tokens.
+    """
+    border = longrope_border(config)
+    return border is not None and crosses(border, position_ids)

@@ -207,6 +207,12 @@ def check_supported(config: PreTrainedConfig) -> Family:
             f"to its width of {config.hidden_size}; a component's table and head must have the "
             "width of its layers. Of the published sizes only opt-350m is built so: use another."
         )
+    if config.__dict__.get("sliding_window") == 1:
+        raise UnsupportedFamilyError(
+            f"This {config.model_type} has sliding_window=1: each token would see itself alone, "
+            "and transformers' cache then keeps every token instead of none. Use a window of 2 or "
+            "more, or None."
+        )
     limit = config.__dict__.get("time_step_limit")
     if limit is not None and family.model_type in _FORGET_LIMIT and tuple(limit) != (0, math.inf):
         raise UnsupportedFamilyError(

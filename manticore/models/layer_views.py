@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from manticore.models.family import Family
 from manticore.models.no_positions import NoPositions
+from manticore.models.rotary_lengths import RowRotary, longrope_border
 
 
 def make_view(
@@ -32,6 +33,9 @@ def make_view(
         modules[family.position_table] = _NO_POSITIONS
     if family.entry_dropout is not None:
         modules[family.entry_dropout] = _IDENTITY
+    border = longrope_border(base.config)
+    if border is not None and family.rotary is not None:
+        modules[family.rotary] = RowRotary(modules[family.rotary], border)
     if family.entry_multiplier is not None:
         view.__dict__[family.entry_multiplier] = 1.0
     view.__dict__["config"] = _slice_config(base.config, lo, hi)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from manticore.models.families import check_supported
 from manticore.models.family import Family
+from manticore.models.rotary_lengths import RowRotary, longrope_border
 from manticore.models.stage_cache import StageCache
 
 # Of one query without a mask, these give the same numbers as with the mask of ones.
@@ -57,7 +58,10 @@ def rotary_table(base: PreTrainedModel, hidden: Tensor, position_ids: Tensor) ->
     family = check_supported(base.config)
     if family.rotary is None:
         return None
-    table: Rotary = getattr(base, family.rotary)(hidden, position_ids=position_ids)
+    rotary, border = getattr(base, family.rotary), longrope_border(base.config)
+    if border is not None:
+        rotary = RowRotary(rotary, border)
+    table: Rotary = rotary(hidden, position_ids=position_ids)
     return table
 
 

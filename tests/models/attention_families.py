@@ -26,6 +26,17 @@ def _window_kinds(depth: int, full_every: int) -> list[str]:
     ]
 
 
+def longrope(border: int) -> dict[str, Any]:
+    """Settings of a Phi-3 with heads of 8 channels that turns otherwise above `border` tokens."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 100.0,
+        "short_factor": [1.0, 1.2, 1.5, 2.0],
+        "long_factor": [3.0, 5.0, 7.0, 9.0],
+    }
+    return {"rope_parameters": rope, "original_max_position_embeddings": border}
+
+
 ATTENTION_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
     "mistral": _grouped(
         {"sliding_window": None, "head_dim": 8},
@@ -41,7 +52,11 @@ ATTENTION_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
             "layer_types": _window_kinds(5, full_every=2),
         },
     ),
-    "qwen3": _grouped({"head_dim": 8}, {"head_dim": 16, "attention_bias": True}, {"head_dim": 10}),
+    "qwen3": _grouped(
+        {"head_dim": 8},
+        {"head_dim": 16, "attention_bias": True},
+        {"head_dim": 10, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+    ),
     "gemma2": _grouped(
         {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6},
         {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 5},
@@ -58,7 +73,11 @@ ATTENTION_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
         {"partial_rotary_factor": 0.5, "tie_word_embeddings": False},
         {"partial_rotary_factor": 1.0, "qk_layernorm": True},
     ),
-    "phi3": _grouped({}, {"tie_word_embeddings": False}, {"partial_rotary_factor": 1.0}),
+    "phi3": _grouped(
+        {},
+        {"tie_word_embeddings": False, **longrope(32)},
+        {"partial_rotary_factor": 1.0},
+    ),
     "falcon": (
         {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
          "ffn_hidden_size": 48},
@@ -67,7 +86,11 @@ ATTENTION_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
         {"hidden_size": 40, "num_hidden_layers": 5, "num_attention_heads": 4, "num_kv_heads": 2,
          "new_decoder_architecture": True, "tie_word_embeddings": False},
     ),
-    "olmo2": _grouped({}, {"attention_bias": True}, {}),
+    "olmo2": _grouped(
+        {},
+        {"attention_bias": True},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+    ),
     "stablelm": _grouped(
         {"partial_rotary_factor": 0.25, "use_qkv_bias": True},
         {"partial_rotary_factor": 0.5, "qk_layernorm": True},
