@@ -48,12 +48,21 @@ FAMILIES = {
             )
             for model_type in (
                 "llama",
+                "arcee",
                 "cohere",
+                "ernie4_5",
+                "gemma",
+                "glm",
+                "glm4",
+                "helium",
                 "mistral",
+                "olmo",
                 "olmo2",
                 "phi3",
                 "qwen2",
                 "qwen3",
+                "seed_oss",
+                "smollm3",
                 "stablelm",
             )
         ),

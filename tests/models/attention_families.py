@@ -8,6 +8,7 @@ _NARROW = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3,
            "intermediate_size": 40}  # fmt: skip
 _DEEP = {"hidden_size": 40, "num_hidden_layers": 5, "num_attention_heads": 4,
          "intermediate_size": 56}  # fmt: skip
+_NO_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0}
 _GROUPED: tuple[dict[str, Any], ...] = (
     {**_SMALL, "num_key_value_heads": 2},
     {**_NARROW, "num_key_value_heads": 1, "tie_word_embeddings": True},
@@ -95,6 +96,36 @@ ATTENTION_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
         {"partial_rotary_factor": 0.25, "use_qkv_bias": True},
         {"partial_rotary_factor": 0.5, "qk_layernorm": True},
         {"partial_rotary_factor": 1.0, "use_parallel_residual": True},
+    ),
+    "smollm3": _grouped(
+        {"no_rope_layers": [1, 1, 0, 1]},
+        {"use_sliding_window": True, "sliding_window": 5, "no_rope_layers": [0, 1, 1],
+         "layer_types": _window_kinds(3, full_every=2)},
+        {"no_rope_layer_interval": 2, "attention_bias": True, "mlp_bias": True},
+    ),
+    "glm": _grouped(
+        {"head_dim": 8}, {"head_dim": 16, "attention_bias": False}, {"head_dim": 10}
+    ),
+    "glm4": _grouped(
+        {"head_dim": 8}, {"head_dim": 16, "attention_bias": False}, {"head_dim": 10}
+    ),
+    "ernie4_5": _grouped({"head_dim": 8}, {"head_dim": 16, "use_bias": True}, {"head_dim": 10}),
+    "seed_oss": _grouped(
+        {"head_dim": 8, **_NO_DROPOUT},
+        {"head_dim": 16, "attention_out_bias": True, "mlp_bias": True, **_NO_DROPOUT},
+        {"head_dim": 10, "attention_bias": False, **_NO_DROPOUT},
+    ),
+    "arcee": _grouped(
+        {"head_dim": 8},
+        {"head_dim": 16, "attention_bias": True, "mlp_bias": True},
+        {"head_dim": 10, "hidden_act": "gelu"},
+    ),
+    "helium": _grouped(
+        {"head_dim": 8}, {"head_dim": 8, "attention_bias": True, "mlp_bias": True}, {"head_dim": 10}
+    ),
+    "olmo": _grouped({}, {"clip_qkv": 0.5, "attention_bias": True}, {"clip_qkv": 1.0}),
+    "gemma": _grouped(
+        {"head_dim": 8}, {"head_dim": 16, "tie_word_embeddings": False}, {"head_dim": 10}
     ),
     "cohere": _grouped(
         {"logit_scale": 0.8},

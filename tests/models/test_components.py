@@ -328,7 +328,10 @@ LORA_TARGETS = {
     "manticore_mixers": ["q", "output"],
     **{
         family: ["q_proj", "down_proj"]
-        for family in ("mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2")
+        for family in (
+            *("mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2"),
+            *("smollm3", "ernie4_5", "seed_oss", "helium"),
+        )
     },
     "phi": ["q_proj", "fc1"],
     "phi3": ["qkv_proj", "down_proj"],
@@ -341,6 +344,7 @@ LORA_TARGETS = {
     },
     "qwen3_next": ["in_proj_qkvz", "q_proj"],
     "opt": ["q_proj", "fc1"],
+    **{family: ["q_proj", "down_proj"] for family in ("arcee", "glm", "glm4")},
     "stablelm": ["q_proj", "down_proj"],
     "cohere": ["q_proj", "down_proj"],
     "rwkv": ["key", "receptance"],

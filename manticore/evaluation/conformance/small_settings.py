@@ -151,20 +151,26 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 # What else differs in the second and the third configuration.
 HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "arcee": ({"attention_bias": True, "mlp_bias": True}, {"hidden_act": "gelu"}),
     "bamba": ({"attn_layer_indices": [0, 2]}, {"attn_layer_indices": [2]}),
     "cohere": ({"logit_scale": 1.5, "use_qk_norm": True}, {"attention_bias": True}),
+    "ernie4_5": ({"use_bias": True}, {"head_dim": 24}),
     "falcon_h1": ({"mamba_n_groups": 2}, {"mamba_norm_before_gate": False, "mamba_rms_norm": True}),
     "falcon_mamba": ({"use_conv_bias": False}, {"conv_kernel": 3}),
     "falcon": (
         {"num_kv_heads": 1},
         {"num_kv_heads": 4, "new_decoder_architecture": False, "alibi": True, "bias": True},
     ),
+    "gemma": ({}, {"head_dim": 24}),
+    "glm": ({"attention_bias": False}, {"head_dim": 24}),
+    "glm4": ({"attention_bias": False}, {"head_dim": 24}),
     "gpt2": ({"scale_attn_by_inverse_layer_idx": True}, {"n_inner": 80}),
     "gpt_neo": (
         {"attention_types": [[["local"], 3], [["global"], 1]], "window_size": 5},
         {"attention_types": [[["global"], 4]]},
     ),
     "gpt_neox": ({"use_parallel_residual": False}, {"rotary_pct": 1.0, "attention_bias": False}),
+    "helium": ({"attention_bias": True, "mlp_bias": True}, {}),
     "jamba": ({"attn_layer_offset": 0}, {"attn_layer_period": 4}),
     "kimi_linear": ({"num_key_value_heads": 4}, {}),
     "llama": ({"attention_bias": True, "mlp_bias": True}, {"head_dim": 24}),
@@ -203,6 +209,7 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "mistral": ({"sliding_window": 5}, {"sliding_window": None}),
+    "olmo": ({"clip_qkv": 0.5}, {"attention_bias": True}),
     "opt": ({"do_layer_norm_before": False}, {"enable_bias": False}),
     "phi": ({}, {"partial_rotary_factor": 1.0, "qk_layernorm": True}),
     "qwen2": (
@@ -210,6 +217,11 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"use_sliding_window": True, "sliding_window": 7, "layer_types": _EVERY_OTHER},
     ),
     "rwkv": ({}, {"intermediate_size": 160}),
+    "seed_oss": ({"attention_out_bias": True, "mlp_bias": True}, {"attention_bias": False}),
+    "smollm3": (
+        {"no_rope_layers": [0, 1, 1, 0], "attention_bias": True},
+        {"use_sliding_window": True, "sliding_window": 6, "layer_types": _EVERY_OTHER},
+    ),
     "stablelm": (
         {"partial_rotary_factor": 0.5, "qk_layernorm": True, "use_qkv_bias": True},
         {"partial_rotary_factor": 1.0, "use_parallel_residual": True},
