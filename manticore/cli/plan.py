@@ -158,6 +158,6 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
 def size_text(size: int) -> str:
     """Bytes for people, in powers of ten."""
     for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}" if size < 1000 * factor else f"{size} B"
+        if size >= 0.9995 * factor:  # where three digits round up to the next unit
+            return f"{size / factor:.3g} {unit}"
     return f"{size} B" if size else "-"

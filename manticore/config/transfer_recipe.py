@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from manticore.config.data_sections import DataConfig
+from manticore.config.ids import check_ids
 from manticore.config.numbers import check_least, check_rates
-from manticore.config.recipes import ComponentConfig, DataConfig, OptimizerConfig, SampleConfig
+from manticore.config.recipes import ComponentConfig, OptimizerConfig, SampleConfig
 
 Setting = int | float | str | bool
 
@@ -134,12 +136,9 @@ class TransferRecipe:
 
     def __post_init__(self) -> None:
         ids = [row.id for row in self.rows]
-        if not ids or len(set(ids)) < len(ids):
-            raise ValueError(f"rows need ids, each once; given: {', '.join(ids) or 'none'}.")
-        if "teacher" in ids:
-            raise ValueError(
-                "A row has the id 'teacher', which tables keep for the teacher itself."
-            )
+        if not ids:
+            raise ValueError("There are no rows. Give at least one.")
+        check_ids("rows", ids, taken=["teacher"])
         for row in self.rows:
             self._check_row(row)
         for goal in self.goals:
@@ -194,12 +193,15 @@ class TransferRecipe:
                 "train.steps": (self.train.steps, 1),
                 "train.batch_size": (self.train.batch_size, 1),
                 "validate_every": (self.validate_every, 1),
+                "calibration_rows": (self.calibration_rows, 0),
+                "freeze.warmup_steps": (rule.warmup_steps, 0),
                 "freeze.window": (rule.window, 1),
                 "freeze.patience": (rule.patience, 1),
             }
         )
         check_rates("rates", self.rates)
         check_rates("train.lr", [self.train.lr])
+        check_rates("align.lr", [self.align.lr])
         check_rates("the rows' lr", [row.lr for row in self.rows if row.lr is not None])
         if rule.latest is not None and not 0 <= rule.latest <= 1:
             raise ValueError(f"freeze.latest={rule.latest:g} is a share: 0 to 1, or null.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore.config import to_plain
+from manticore.config.ids import check_ids
 from manticore.config.load import from_plain
 from manticore.config.recipes import HybridRecipe
 from manticore.hybrids.assembly import component_names, load_tokenizers, plain_partition
@@ -18,6 +19,9 @@ from manticore.models.component_lengths import check_length
 from manticore.models.loading import check_loadable
 from manticore.text.prepared import resolve_path
 from manticore.text.tokenizers import load_tokenizer
+
+TAKEN = ("hybrid", "uniform", "random", "no-cross-talk", "component-*", "ensemble-*")
+"""Ids of the rows that every comparison may have."""
 
 
 def check_recipe(recipe: HybridRecipe, base: Path) -> None:
@@ -166,6 +170,4 @@ def _check_names(recipe: HybridRecipe) -> None:
     if len(set(names)) < len(names):
         raise ValueError(f"Two components have the same name: {names}. Set `name` for one of them.")
     ids = [variant.id for variant in recipe.compare.variants]
-    taken = {"hybrid", "uniform", "random", "no-cross-talk"} & set(ids)
-    if taken or len(set(ids)) < len(ids):
-        raise ValueError(f"compare.variants: the ids {ids} must differ and not be {sorted(taken)}.")
+    check_ids("compare.variants", ids, taken=TAKEN)

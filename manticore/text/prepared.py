@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manticore.config.recipes import DataConfig, SourceConfig
+from manticore.config.data_sections import DataConfig, SourceConfig
 from manticore.text.batches import BatchSource
 from manticore.text.corpora import read_documents, source_hashes
 from manticore.text.documents import Document

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from manticore.config.adapter_recipe import AdaptDataConfig, AdaptRecipe
-from manticore.config.recipes import DataConfig, SourceConfig
+from manticore.config.adapter_recipe import AdaptRecipe
+from manticore.config.data_sections import DataConfig, SourceConfig
+from manticore.config.example_sections import AdaptDataConfig
 from manticore.text.documents import documents_hash
 from manticore.text.packing import PackedText
 from manticore.text.prepared import prepare_data

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from manticore.config.adapter_recipe import AdaptDataConfig
+from manticore.config.example_sections import AdaptDataConfig
 from manticore.text.packing import encode
 from manticore.tuning.examples import Example
 from manticore.tuning.templates import chat_segments

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from manticore.config.adapter_recipe import AdaptDataConfig, ExampleSourceConfig
+from manticore.config.example_sections import AdaptDataConfig, ExampleSourceConfig
 from manticore.text.corpora import HUB_PREFIX, read_documents
 from manticore.text.documents import Document, text_hash
 from manticore.text.files import TEXT_SUFFIXES, corpus_files, format_of, read_text

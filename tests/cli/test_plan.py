@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from manticore.cli.main import main
-from manticore.cli.plan import parse_bytes, verdict
+from manticore.cli.plan import parse_bytes, size_text, verdict
 from manticore.config import find_recipe, load_recipe
 from manticore.config.adapter_recipe import AdaptRecipe
 from manticore.config.recipes import HybridRecipe
@@ -126,6 +126,14 @@ def test_a_transfer_recipe_is_planned_by_stage_and_its_advice_holds(capsys, tmp_
     assert pieces["total"] <= 300e6
     status, changed = plan_of(capsys, *words, *pieces["keys"])
     assert (status, changed["total"]) == (0, pieces["total"])
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "-"), (999, "999 B"), (1000, "1 kB"), (999_400_000, "999 MB"), (999_900_000, "1 GB")],
+)
+def test_sizes_have_three_digits_and_never_a_power(size, text):
+    assert size_text(size) == text
 
 
 def test_memory_is_given_with_a_unit():

@@ -6,6 +6,7 @@ import pytest
 
 from manticore.config import ConfigError, load_recipe
 from manticore.config.adapter_recipe import AdaptRecipe
+from manticore.config.ids import check_ids
 from manticore.config.transfer_recipe import TransferRecipe
 
 RECIPES = {"recipes/more/tales.yaml": AdaptRecipe, "recipes/transfer/prose.yaml": TransferRecipe}
@@ -26,3 +27,33 @@ def test_it_is_named_with_what_is_allowed(recipe, override, message):
     rates = "rates.rates" if RECIPES[recipe] is AdaptRecipe else "rates"
     with pytest.raises((ConfigError, ValueError), match=message):
         load_recipe(RECIPES[recipe], recipe, [override.replace("RATES", rates)])
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["a", "a"], "rows need ids, each once; given: a, a"),
+        (["../a"], "'../a' among rows names a folder"),
+        (["a b"], "use letters, digits"),
+        (["teacher"], "'teacher' among rows is taken"),
+        (["component-1"], "Choose one that is not teacher, component-"),
+    ],
+)
+def test_ids_are_names_of_folders_that_nothing_else_has(ids, message):
+    check_ids("rows", ["a.b", "c_d-2", "component"], ["teacher", "component-*"])
+    with pytest.raises(ValueError, match=message):
+        check_ids("rows", ids, ["teacher", "component-*"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rows.0.id=a/b", "'a/b' among rows names a folder"),
+        ("align.lr=0", "align.lr holds 0"),
+        ("calibration_rows=-1", "calibration_rows=-1: at least 0"),
+        ("rows=[]", "There are no rows"),
+    ],
+)
+def test_a_transfer_is_refused_before_its_first_stage(override, message):
+    with pytest.raises((ConfigError, ValueError), match=message):
+        load_recipe(TransferRecipe, "recipes/transfer/prose.yaml", [override, "goals=[]"])

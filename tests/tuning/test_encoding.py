@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import GPTNeoXForCausalLM
 
-from manticore.config.adapter_recipe import AdaptDataConfig
+from manticore.config.example_sections import AdaptDataConfig
 from manticore.config.load import from_plain
 from manticore.tuning.batches import ExampleBatches, collate
 from manticore.tuning.encoding import Encoded, encode_examples, pack_rows

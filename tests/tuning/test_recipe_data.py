@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from manticore.config.adapter_recipe import AdaptDataConfig
+from manticore.config.example_sections import AdaptDataConfig
 from manticore.config.load import ConfigError, from_plain
 from manticore.tuning.commonsense import boolq, multiple_choice, worked_answer
 from manticore.tuning.data import prepare_tuning_data
