@@ -108,7 +108,7 @@ def finish(experiment: TransferExperiment, plans: dict[str, Any], command: str) 
 
 def write_models(experiment: TransferExperiment, result: dict[str, Any]) -> None:
     """Each row's model of the first seed, as a folder that transformers loads with manticore."""
-    from manticore.conversion.student import trained_student
+    from manticore.conversion.student_trials import trained_student
     from manticore.conversion.teacher import teacher_tokenizer
 
     recipe = experiment.recipe

@@ -17,8 +17,8 @@ from manticore.config import to_plain
 from manticore.config.recipes import SampleConfig
 from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
 from manticore.conversion.context_costs import context_costs
-from manticore.conversion.goals import judge, tokens_to
-from manticore.conversion.student import Student, train_student, trained_student
+from manticore.conversion.goals import judge
+from manticore.conversion.student_trials import train_student, trained_student
 from manticore.conversion.teacher import prepared, teacher_tokenizer
 from manticore.evaluation.language import losses_by_kind
 from manticore.evaluation.recall import recall_probes
@@ -206,6 +206,3 @@ def table_row(
             for key in ("parameters", "share_inherited", "tokens", "flops", "teacher_flops")
         },
     }
-
-
-__all__ = ["Student", "TransferExperiment", "table_row", "tokens_to", "trial_recipe"]

@@ -1,8 +1,7 @@
 """Decide what becomes of every tensor, from the shapes alone.
 
-Which parts are copied is the recipe's choice. XATL (arXiv:2404.02684) copies embeddings, norms,
-MLPs and the output projection; queries, keys and values carry over too where the target keeps the
-source's heads and rotary angles.
+Which parts are copied is the recipe's choice (`parts`). Queries, keys and values carry over where
+the target keeps the source's heads and rotary angles.
 """
 
 from __future__ import annotations
@@ -18,18 +17,11 @@ from manticore.conversion.first_weights import first_weights
 from manticore.conversion.heads import HeadsSpec
 from manticore.conversion.mixer_choice import HEADS
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
+from manticore.conversion.parts import part_of, parts_of
 from manticore.conversion.plan import TransferPlan, TransferRow
 from manticore.conversion.reading import Source, SourceTensor
 from manticore.conversion.softmax_heads import SoftmaxHeadsSpec
 from manticore.mixers.interface import MixerSpec
-
-PARTS = ("embeddings", "norms", "mlp", "output", "qkv")
-PRESETS: dict[str, tuple[str, ...]] = {
-    "scratch": (),
-    "no-output": ("embeddings", "norms", "mlp"),
-    "paper": ("embeddings", "norms", "mlp", "output"),
-    "all": PARTS,
-}
 
 
 @dataclass(frozen=True)
@@ -38,35 +30,6 @@ class Assignment:
 
     target: str
     value: Tensor
-
-
-def parts_of(copy: str | Sequence[str]) -> frozenset[str]:
-    """The parts that a preset or a list names."""
-    if isinstance(copy, str):
-        if copy not in PRESETS:
-            raise ValueError(
-                f"copy={copy!r} is no preset. Known: {', '.join(PRESETS)}, or a list of "
-                f"{', '.join(PARTS)}."
-            )
-        return frozenset(PRESETS[copy])
-    unknown = sorted(set(copy) - set(PARTS))
-    if unknown:
-        raise ValueError(f"copy names {unknown[0]!r}. Known parts: {', '.join(PARTS)}.")
-    return frozenset(copy)
-
-
-def part_of(name: str) -> str:
-    """The part that a tensor of a converted model belongs to."""
-    if name.startswith(("model.embed_tokens.", "model.positions.", "lm_head.")):
-        return "embeddings"
-    module = name.removeprefix("model.").split(".", 2)[-1] if ".layers." in name else name
-    if module.startswith(("mixer_norm.", "mlp_norm.", "model.norm.")):
-        return "norms"
-    for prefix, part in (("mlp.", "mlp"), ("mixer.output.", "output")):
-        if module.startswith(prefix):
-            return part
-    is_qkv = module.split(".")[:2] in [["mixer", x] for x in ("q", "k", "v", "q_norm", "k_norm")]
-    return "qkv" if is_qkv else "mixer"
 
 
 def make_plan(

@@ -14,14 +14,12 @@ the batch on which new mixers are scaled; that is counted, too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from manticore.config.load import from_plain
 from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
 from manticore.conversion.accounting import Ledger
 from manticore.conversion.align import align_loss, converted_layers, mixer_parameters, train_only
@@ -37,36 +35,12 @@ from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder
 from manticore.seeds import derive_seed
 from manticore.training import (
-    NonFiniteLossError,
     ParameterGroup,
     TrainConfig,
     TrainResult,
-    load_weights,
     train,
 )
 from manticore.training.batches import Batch
-from manticore.training.rates import diverged
-
-
-def train_student(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train one row at one learning rate with one seed; a trial for the pool.
-
-    Args:
-        settings: `recipe` and `row` as plain values, `lr`, `seed`, `base` (folder of the recipe)
-            and `run`.
-
-    Returns:
-        Losses, the curve over tokens, what the stages cost, and where the weights lie; or that
-        the loss stopped being a number.
-    """
-    recipe = from_plain(TransferRecipe, settings["recipe"], source="the trial's recipe")
-    row = from_plain(StudentConfig, settings["row"], source="the trial's row")
-    student = Student(recipe, row, Path(settings["base"]), settings["lr"], int(settings["seed"]))
-    try:
-        return student.run(Path(settings["run"]))
-    except NonFiniteLossError as error:
-        names = {"id": row.id, "lr": student.lr, "seed": student.seed}
-        return {**names, "validation": math.nan, **diverged(error)}
 
 
 class Student:
@@ -246,20 +220,3 @@ def is_calibrated(recipe: TransferRecipe, row: StudentConfig) -> bool:
 def student_loss(recipe: TransferRecipe, row: StudentConfig, teacher: nn.Module) -> Any:
     """What the row is trained on."""
     return distillation_loss(teacher, recipe.distil) if row.distil else causal_loss
-
-
-def trained_student(
-    recipe: TransferRecipe, result: Mapping[str, Any], base: Path, run: Path
-) -> ConvertedForCausalLM:
-    """The finished model of a trial, its weights read from the folder; adapters are merged."""
-    row = next(row for row in recipe.rows if row.id == result["id"])
-    student = Student(recipe, row, base, float(result["lr"]), int(result["seed"]))
-    model, plan = student.transferred()
-    wrapped: Any = model
-    if row.adapter is not None:
-        wrapped, _ = student.adapted(model, plan)
-    stage = "train" if student.steps else "align"
-    load_weights(run / result["folder"] / stage / "final", {"model": wrapped})
-    if row.adapter is not None:
-        model = wrapped.merge_and_unload()
-    return model.eval()

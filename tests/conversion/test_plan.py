@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
+from manticore.conversion.parts import part_of
 from manticore.conversion.plan import TransferPlan
-from manticore.conversion.planning import part_of
 from manticore.conversion.reading import read_source
 from manticore.conversion.transfer import transfer
 from tests.conversion.models import LAYOUTS, SHAPED, SOURCES

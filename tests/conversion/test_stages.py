@@ -11,7 +11,8 @@ import torch
 from manticore.config.transfer_recipe import DistilConfig
 from manticore.conversion.accounting import Ledger
 from manticore.conversion.distil import distillation_loss
-from manticore.conversion.student import Student, trained_student
+from manticore.conversion.student import Student
+from manticore.conversion.student_trials import trained_student
 from manticore.conversion.threshold import Unfreezing, is_due
 from manticore.evaluation.language import causal_loss
 from manticore.training import NonFiniteLossError

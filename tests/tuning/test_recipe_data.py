@@ -15,7 +15,8 @@ from manticore.config.example_sections import AdaptDataConfig
 from manticore.config.load import ConfigError, from_plain
 from manticore.tuning.commonsense import boolq, multiple_choice, worked_answer
 from manticore.tuning.data import prepare_tuning_data
-from manticore.tuning.examples import Example, fill, read_examples, source_examples
+from manticore.tuning.examples import Example, read_examples, source_examples
+from manticore.tuning.filling import fill
 from tests.tuning.tiny_recipes import (
     EVERY_SPLIT,
     plain_recipe,

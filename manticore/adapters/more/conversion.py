@@ -1,6 +1,6 @@
-"""Between MoRe and other adapters: LoRA, GraLoRA, and a plain change of weights.
+"""Between MoRe and LoRA, and from a plain change of weights; `gralora` has GraLoRA.
 
-Every function returns a configuration and weights in the form that PEFT saves and loads:
+The functions about LoRA return a configuration and weights in the form that PEFT saves and loads:
 
     config, weights = convert_to_lora(model)
     other = peft.get_peft_model(base, config)
@@ -15,33 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import GraloraConfig, LoraConfig
+from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from manticore.adapters.monarch import MonarchShape, expand_first, expand_second, slots
+from manticore.adapters.more.carried import (
+    PREFIX,
+    adapted_layers,
+    carried_config,
+    shared_settings,
+)
 from manticore.adapters.more.config import MoReConfig
 from manticore.adapters.more.embedding import MoReEmbedding
-from manticore.adapters.more.layer import MoReLayer
 
 Weights = dict[str, Tensor]
-_PREFIX = "base_model.model."
-# Settings that mean the same in all three configurations.
-_SHARED = (
-    "task_type",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "modules_to_save",
-)
 
 
 @torch.no_grad()
@@ -53,19 +44,19 @@ def convert_to_lora(model: nn.Module, adapter_name: str = "default") -> tuple[Lo
     """
     weights: Weights = {}
     ranks: dict[str, int] = {}
-    for name, layer in _layers(model, adapter_name):
+    for name, layer in adapted_layers(model, adapter_name):
         shape = layer.shapes[adapter_name]
         a = expand_first(layer.more_A[adapter_name], shape)
         b = expand_second(layer.more_B[adapter_name], shape) * layer.scaling[adapter_name]
         kind = "lora_embedding_{}" if isinstance(layer, MoReEmbedding) else "lora_{}.weight"
-        weights[f"{_PREFIX}{name}.{kind.format('A')}"] = a.contiguous()
-        weights[f"{_PREFIX}{name}.{kind.format('B')}"] = b.contiguous()
+        weights[f"{PREFIX}{name}.{kind.format('A')}"] = a.contiguous()
+        weights[f"{PREFIX}{name}.{kind.format('B')}"] = b.contiguous()
         ranks[name] = shape.inner
     common = max(ranks.values())
     other = {name: rank for name, rank in ranks.items() if rank != common}
     config = LoraConfig(
         r=common, lora_alpha=common, rank_pattern=other, alpha_pattern=dict(other),
-        **_shared(_config(model, adapter_name)),
+        **shared_settings(carried_config(model, adapter_name)),
     )  # fmt: skip
     return config, weights
 
@@ -92,7 +83,7 @@ def from_lora(
     _refuse_variants(config)
     made: Weights = {}
     for key, a, b in _lora_pairs(weights):
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         shape = MonarchShape(
             in_features=a.shape[1], out_features=b.shape[0], nblocks=nblocks,
             block_rank=nblocks * a.shape[0],
@@ -102,63 +93,13 @@ def from_lora(
     ranks = {name: nblocks * rank for name, rank in (config.rank_pattern or {}).items()}
     return (
         MoReConfig(
-            nblocks=nblocks, block_rank=nblocks * config.r, rank_pattern=ranks, **_shared(config)
+            nblocks=nblocks,
+            block_rank=nblocks * config.r,
+            rank_pattern=ranks,
+            **shared_settings(config),
         ),
         made,
     )
-
-
-@torch.no_grad()
-def to_gralora(
-    model: nn.Module, adapter_name: str = "default", permuted_rows: bool = False
-) -> tuple[GraloraConfig, Weights]:
-    """Write an adapter as PEFT's GraLoRA.
-
-    GraLoRA needs nblocks to divide the block rank and both dimensions, and one size for all
-    layers. Its output blocks are runs of rows, so the conversion is exact with
-    `layout="contiguous"`. A strided adapter has the same numbers with its rows in another order:
-    with `permuted_rows=True` it is converted all the same, and row i of the original change is row
-    `manticore.adapters.monarch.row_order(shape)[i]` of the result.
-    """
-    weights: Weights = {}
-    settings = _config(model, adapter_name)
-    for name, layer in _layers(model, adapter_name):
-        shape = layer.shapes[adapter_name]
-        _refuse_for_gralora(name, shape, settings, permuted_rows)
-        a, b = layer.more_A[adapter_name], layer.more_B[adapter_name]
-        n, r, block_in = shape.first_shape
-        # MoRe numbers a block's outputs (term, output block), GraLoRA (output block, term).
-        a = a.view(n, r // n, n, block_in).permute(0, 3, 2, 1).reshape(n, block_in, r)
-        weights[f"{_PREFIX}{name}.gralora_A"] = a.contiguous()
-        scaled = b.transpose(1, 2) * layer.scaling[adapter_name]
-        weights[f"{_PREFIX}{name}.gralora_B"] = scaled.contiguous()
-    rank = settings.block_rank
-    shared = _shared(settings)
-    shared.pop("exclude_modules")  # GraLoRA has no such setting
-    return GraloraConfig(r=rank, alpha=rank, gralora_k=settings.nblocks, **shared), weights
-
-
-def from_gralora(
-    config: GraloraConfig, weights: Mapping[str, Tensor]
-) -> tuple[MoReConfig, Weights]:
-    """Write a GraLoRA adapter as MoRe with contiguous rows, exactly."""
-    if config.hybrid_r:
-        raise ValueError(
-            f"hybrid_r={config.hybrid_r} adds a plain LoRA, which MoRe does not have. "
-            "Only GraLoRA adapters with hybrid_r=0 can be converted."
-        )
-    n, r = config.gralora_k, config.r
-    made: Weights = {}
-    for key, value in weights.items():
-        if key.endswith("gralora_A"):
-            tiles = value.view(n, -1, n, r // n).permute(0, 3, 2, 1)  # (block, term, out block, in)
-            made[key.replace("gralora_A", "more_A")] = tiles.reshape(n, r, -1).contiguous()
-        elif key.endswith("gralora_B"):
-            second = value.transpose(1, 2) * (config.alpha / r)
-            made[key.replace("gralora_B", "more_B")] = second.contiguous()
-        else:
-            made[key] = value
-    return MoReConfig(nblocks=n, block_rank=r, layout="contiguous", **_shared(config)), made
 
 
 def from_dense(
@@ -173,37 +114,13 @@ def from_dense(
     Returns:
         By name, the squared error as a share of the squared norm of the change.
     """
-    layers = dict(_layers(model, adapter_name))
+    layers = dict(adapted_layers(model, adapter_name))
     unknown = sorted(set(deltas) - set(layers))
     if unknown:
         raise ValueError(
             f"No adapter {adapter_name!r} on {', '.join(unknown)}. Known: {', '.join(layers)}."
         )
     return {name: layers[name].set_delta_weight(adapter_name, d) for name, d in deltas.items()}
-
-
-def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, MoReLayer]]:
-    """Yield the layers that have the adapter, by their names in the base model."""
-    found = False
-    for name, module in model.named_modules():
-        if isinstance(module, MoReLayer) and adapter_name in module.more_A:
-            found = True
-            yield name.removeprefix(_PREFIX), module
-    if not found:
-        raise ValueError(f"The model has no MoRe adapter named {adapter_name!r}.")
-
-
-def _config(model: Any, adapter_name: str) -> MoReConfig:
-    settings: MoReConfig = model.peft_config[adapter_name]
-    if settings.bias != "none":
-        raise ValueError(
-            f"bias={settings.bias!r} trained biases of the base model, which no conversion carries."
-        )
-    return settings
-
-
-def _shared(config: Any) -> dict[str, Any]:
-    return {name: getattr(config, name, None) for name in _SHARED if hasattr(config, name)}
 
 
 def _split(a: Tensor, b: Tensor, shape: MonarchShape) -> tuple[Tensor, Tensor]:
@@ -245,26 +162,3 @@ def _refuse_variants(config: LoraConfig) -> None:
             raise ValueError(f"LoRA with {setting} is more than a product of two factors.")
     if config.bias != "none":
         raise ValueError(f"bias={config.bias!r} trained biases, which no conversion carries.")
-
-
-def _refuse_for_gralora(
-    name: str, shape: MonarchShape, settings: MoReConfig, permuted_rows: bool
-) -> None:
-    n = shape.nblocks
-    sizes = {"block_rank": shape.block_rank, "in": shape.in_features, "out": shape.out_features}
-    wrong = [f"{what}={size}" for what, size in sizes.items() if size % n]
-    if wrong:
-        raise ValueError(
-            f"GraLoRA needs nblocks={n} to divide everything; '{name}' has {', '.join(wrong)}. "
-            "convert_to_lora has no such condition."
-        )
-    if (n, shape.block_rank) != (settings.nblocks, settings.block_rank):
-        raise ValueError(
-            f"GraLoRA has one size for all layers; '{name}' has nblocks={n}, "
-            f"block_rank={shape.block_rank} by a pattern. convert_to_lora has no such condition."
-        )
-    if shape.layout != "contiguous" and not permuted_rows:
-        raise ValueError(
-            "A strided adapter equals a GraLoRA adapter only up to the order of output rows. "
-            'Train with layout="contiguous", ask for permuted_rows=True, or use convert_to_lora.'
-        )
