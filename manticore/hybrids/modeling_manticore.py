@@ -70,6 +70,12 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
 
         return prune(self, threshold, **options)
 
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Parameters that no gradient reaches at this mixture; see `idle_parts`."""
+        from manticore.hybrids.idle_parts import idle_parameters
+
+        return idle_parameters(self)
+
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -12,11 +12,11 @@ import torch
 from manticore.evaluation.conformance.checks import CHECKS
 from manticore.evaluation.conformance.findings import Finding, Report
 from manticore.evaluation.conformance.probe import NotApplicable, Probe
-from manticore.evaluation.conformance.reach import bypassed_adapters, unreached_parameters
+from manticore.evaluation.conformance.reach import Missed, bypassed_adapters, unreached_parameters
 from manticore.training.flags import modes_kept
 
 _SHORTEST = 14
-_REACH: dict[str, Callable[[Probe], list[str]]] = {
+_REACH: dict[str, Callable[[Probe], Missed]] = {
     "gradient-reach": unreached_parameters,
     "adapter-reach": bypassed_adapters,
 }
@@ -103,9 +103,10 @@ def _compare(probe: Probe, name: str) -> Finding:
 
 
 def _reach(probe: Probe, name: str) -> Finding:
-    missed = _REACH[name](probe)
+    found = _REACH[name](probe)
+    missed = found.names
     if not missed:
-        return Finding(check=name, status="pass")
+        return Finding(check=name, status="pass", detail=found.left_out)
     shown = ", ".join(missed[:4]) + (f" and {len(missed) - 4} more" if len(missed) > 4 else "")
     return Finding(check=name, status="fail", detail=f"no gradient: {shown}")
 
