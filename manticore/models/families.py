@@ -50,7 +50,9 @@ FAMILIES = {
                 "llama",
                 "arcee",
                 "cohere",
+                "cohere2",
                 "ernie4_5",
+                "exaone4",
                 "gemma",
                 "glm",
                 "glm4",
@@ -66,9 +68,26 @@ FAMILIES = {
                 "stablelm",
             )
         ),
+        Family(
+            model_type="granite",
+            layers="layers",
+            final_norm="norm",
+            entry_multiplier="embedding_multiplier",
+            layer_cache="past_key_values",
+            rotary="rotary_emb",
+        ),
+        Family(
+            model_type="starcoder2",
+            layers="layers",
+            final_norm="norm",
+            entry_dropout_rate="embedding_dropout",
+            layer_cache="past_key_values",
+            rotary="rotary_emb",
+        ),
         # Two rotary tables and two masks, by kind of layer: left to the base model.
         Family(model_type="gemma2", layers="layers", final_norm="norm"),
         Family(model_type="gemma3_text", layers="layers", final_norm="norm"),
+        Family(model_type="olmo3", layers="layers", final_norm="norm"),
         Family(
             model_type="phi",
             layers="layers",
@@ -86,6 +105,14 @@ FAMILIES = {
             position_table="wpe",
             entry_dropout="drop",
             layer_cache="past_key_values",
+        ),
+        Family(
+            model_type="gpt_bigcode",
+            layers="h",
+            final_norm="ln_f",
+            position_table="wpe",
+            entry_dropout="drop",
+            layer_cache="layer_past",
         ),
         Family(
             model_type="gpt_neo",

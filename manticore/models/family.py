@@ -32,6 +32,8 @@ class Family:
     """Whether every language model head of the family has a bias; see `has_head_bias`."""
     entry_dropout: str | None = None
     """Attribute of the dropout on the embeddings, applied once at the entry."""
+    entry_dropout_rate: str | None = None
+    """Attribute of the rate of that dropout, where it is a function and no module."""
     layer_cache: str | None = None
     """Argument by which a layer takes the cache; None: `token_step` leaves the family alone."""
     rotary: str | None = None

@@ -44,11 +44,10 @@ def measured_layers(config: PreTrainedConfig) -> list[LayerShape]:
 
 @lru_cache(maxsize=64)
 def _measured_layer(config_text: str, model_type: str) -> LayerShape:
-    fields = json.loads(config_text, object_hook=special_floats) | {
-        "num_hidden_layers": 1,
-        "layer_types": None,
-    }
-    config = CONFIG_MAPPING[model_type](**fields | {"dtype": None})
+    fields = json.loads(config_text, object_hook=special_floats) | {"dtype": None}
+    kinds = fields.get("layer_types")
+    fields |= {"num_hidden_layers": 1, "layer_types": kinds and kinds[:1]}
+    config = CONFIG_MAPPING[model_type](**fields)
     with torch.device("meta"):
         base = AutoModel.from_config(config)
     family = check_supported(config)

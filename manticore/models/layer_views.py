@@ -36,6 +36,8 @@ def make_view(
     border = longrope_border(base.config)
     if border is not None and family.rotary is not None:
         modules[family.rotary] = RowRotary(modules[family.rotary], border)
+    if family.entry_dropout_rate is not None:
+        view.__dict__[family.entry_dropout_rate] = 0.0
     if family.entry_multiplier is not None:
         view.__dict__[family.entry_multiplier] = 1.0
     view.__dict__["config"] = _slice_config(base.config, lo, hi)

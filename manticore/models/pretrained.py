@@ -64,6 +64,9 @@ def enter(base: PreTrainedModel, hidden: Tensor, position_ids: Tensor) -> Tensor
         hidden = hidden + positions.to(device=hidden.device, dtype=hidden.dtype)
     if family.entry_dropout is not None:
         hidden = getattr(base, family.entry_dropout)(hidden)
+    if family.entry_dropout_rate is not None:
+        rate = getattr(base, family.entry_dropout_rate)
+        hidden = nn.functional.dropout(hidden, rate, base.training)
     return hidden
 
 

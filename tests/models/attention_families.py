@@ -127,6 +127,43 @@ ATTENTION_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
     "gemma": _grouped(
         {"head_dim": 8}, {"head_dim": 16, "tie_word_embeddings": False}, {"head_dim": 10}
     ),
+    "starcoder2": _grouped(
+        _NO_DROPOUT,
+        {"sliding_window": 5, "use_bias": False, "tie_word_embeddings": False, **_NO_DROPOUT},
+        {"sliding_window": 9, **_NO_DROPOUT},
+    ),
+    "granite": _grouped(
+        {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.7,
+         "attention_multiplier": 0.3},
+        {"embedding_multiplier": 0.5, "attention_multiplier": 0.1, "attention_bias": True,
+         "mlp_bias": True},
+        {"logits_scaling": 0.5, "residual_multiplier": 0.4, "attention_multiplier": 0.2},
+    ),
+    "olmo3": _grouped(
+        {"sliding_window": 6, "layer_types": _window_kinds(4, full_every=2)},
+        {"sliding_window": 5, "layer_types": _window_kinds(3, full_every=3),
+         "attention_bias": True},
+        {"sliding_window": 8, "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0}}},
+    ),
+    "exaone4": _grouped(
+        {"sliding_window": 6, "layer_types": _window_kinds(4, full_every=2)},
+        {"sliding_window": 5, "sliding_window_pattern": 3},
+        {"sliding_window": None, "layer_types": ["full_attention"] * 5},
+    ),
+    "gpt_bigcode": (
+        {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_inner": 48},
+        {"n_embd": 24, "n_layer": 3, "n_head": 3, "tie_word_embeddings": False},
+        {"n_embd": 40, "n_layer": 5, "n_head": 4, "multi_query": False,
+         "scale_attn_weights": False},
+    ),
+    "cohere2": _grouped(
+        {"sliding_window": 6, "logit_scale": 0.8, "layer_types": _window_kinds(4, full_every=2)},
+        {"sliding_window": 5, "logit_scale": 1.5, "attention_bias": True,
+         "layer_types": _window_kinds(3, full_every=3)},
+        {"sliding_window": 8, "logit_scale": 1.0, "tie_word_embeddings": False},
+    ),
     "cohere": _grouped(
         {"logit_scale": 0.8},
         {"logit_scale": 1.5, "use_qk_norm": True},

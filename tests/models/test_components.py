@@ -265,7 +265,8 @@ def test_a_cache_with_gradient_checkpointing_is_refused(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "dropout"), [("gpt_neox", "emb_dropout"), ("gpt2", "drop"), ("gpt_neo", "drop")]
+    ("family", "dropout"),
+    [("gpt_neox", "emb_dropout"), ("gpt2", "drop"), ("gpt_neo", "drop"), ("gpt_bigcode", "drop")],
 )
 @torch.no_grad()
 def test_embedding_dropout_acts_at_the_entry_and_nowhere_else(family: str, dropout: str) -> None:
@@ -279,6 +280,20 @@ def test_embedding_dropout_acts_at_the_entry_and_nowhere_else(family: str, dropo
     first = run_layers(base, hidden, 0, 2, **arguments)
     assert torch.equal(first, run_layers(base, hidden, 0, 2, **arguments))
     getattr(base, dropout).eval()
+    assert torch.equal(first, run_layers(base, hidden, 0, 2, **arguments))
+
+
+@torch.no_grad()
+def test_a_rate_of_embedding_dropout_acts_at_the_entry_and_nowhere_else() -> None:
+    model = tiny("starcoder2", embedding_dropout=0.5).train()
+    base, _ = split_causal_lm(model)
+    hidden, positions = torch.randn(2, 9, model.config.hidden_size), torch.arange(9)[None]
+    assert 0.3 < (enter(base, hidden, positions) == 0).float().mean() < 0.7
+    arguments = {"attention_mask": None, "position_ids": positions}
+    first = run_layers(base, hidden, 0, 2, **arguments)
+    assert torch.equal(first, run_layers(base, hidden, 0, 2, **arguments))
+    model.eval()
+    assert torch.equal(enter(base, hidden, positions), hidden)
     assert torch.equal(first, run_layers(base, hidden, 0, 2, **arguments))
 
 
@@ -330,7 +345,7 @@ LORA_TARGETS = {
         family: ["q_proj", "down_proj"]
         for family in (
             *("mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2"),
-            *("smollm3", "ernie4_5", "seed_oss", "helium"),
+            *("smollm3", "ernie4_5", "seed_oss", "helium", "granite", "olmo3", "exaone4"),
         )
     },
     "phi": ["q_proj", "fc1"],
@@ -345,8 +360,11 @@ LORA_TARGETS = {
     "qwen3_next": ["in_proj_qkvz", "q_proj"],
     "opt": ["q_proj", "fc1"],
     **{family: ["q_proj", "down_proj"] for family in ("arcee", "glm", "glm4")},
+    "starcoder2": ["q_proj", "c_fc"],
+    "gpt_bigcode": ["c_attn", "c_fc"],
     "stablelm": ["q_proj", "down_proj"],
     "cohere": ["q_proj", "down_proj"],
+    "cohere2": ["q_proj", "down_proj"],
     "rwkv": ["key", "receptance"],
     "olmo_hybrid": ["q_proj", "down_proj"],
     "kimi_linear": ["q_proj", "down_proj"],
@@ -435,7 +453,7 @@ def test_a_cache_of_other_layers_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "opt"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_bigcode", "gpt_neo", "opt"])
 def test_a_sequence_longer_than_the_position_table_names_both_lengths(family: str) -> None:
     config = tiny_config(family)
     assert has_position_table(config)

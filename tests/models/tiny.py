@@ -90,7 +90,7 @@ def tiny_config(family: str, variant: int = 0, **overrides: Any) -> PreTrainedCo
         shared["max_position_embeddings"] = MAX_POSITIONS if learned else None
     elif family not in ("mamba", "rwkv"):
         shared["max_position_embeddings"] = MAX_POSITIONS
-    if family == "gpt2":
+    if family in ("gpt2", "gpt_bigcode"):
         shared |= {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     return CONFIG_MAPPING[family](**{**shared, **_SETTINGS[family][variant], **overrides})
 

@@ -47,6 +47,8 @@ _THREE_TO_ONE = ["linear_attention"] * 3 + ["full_attention"]
 
 SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA2, "mamba_chunk_size": 8, "attn_layer_indices": [1, 3]},
+    "cohere2": {"sliding_window": 8, "layer_types": _EVERY_OTHER},
+    "exaone4": {"sliding_window": 8, "layer_types": _EVERY_OTHER},
     "falcon": {"num_kv_heads": 2, "new_decoder_architecture": True, "ffn_hidden_size": 96},
     "falcon_h1": {**_MAMBA2, "mamba_d_ssm": 128, "mamba_chunk_size": 8},
     "falcon_mamba": {"state_size": 8, "intermediate_size": 128},
@@ -56,6 +58,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "layer_types": _EVERY_OTHER,
     },
     "gpt_neo": {"num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]]},
+    "granite": {
+        "embedding_multiplier": 2.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
+    },
     "granitemoehybrid": {
         **_MAMBA2,
         "mamba_chunk_size": 8,
@@ -119,6 +127,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "n_groups": 1,
         "chunk_size": 8,
     },
+    "olmo3": {"sliding_window": 8, "layer_types": _EVERY_OTHER},
     "olmo_hybrid": {**_DELTA, "linear_num_value_heads": 2, "layer_types": _THREE_TO_ONE},
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "qwen3_next": {
@@ -154,7 +163,12 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "arcee": ({"attention_bias": True, "mlp_bias": True}, {"hidden_act": "gelu"}),
     "bamba": ({"attn_layer_indices": [0, 2]}, {"attn_layer_indices": [2]}),
     "cohere": ({"logit_scale": 1.5, "use_qk_norm": True}, {"attention_bias": True}),
+    "cohere2": ({"logit_scale": 1.5}, {"attention_bias": True}),
     "ernie4_5": ({"use_bias": True}, {"head_dim": 24}),
+    "exaone4": (
+        {"sliding_window_pattern": 2},
+        {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+    ),
     "falcon_h1": ({"mamba_n_groups": 2}, {"mamba_norm_before_gate": False, "mamba_rms_norm": True}),
     "falcon_mamba": ({"use_conv_bias": False}, {"conv_kernel": 3}),
     "falcon": (
@@ -165,11 +179,13 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "glm": ({"attention_bias": False}, {"head_dim": 24}),
     "glm4": ({"attention_bias": False}, {"head_dim": 24}),
     "gpt2": ({"scale_attn_by_inverse_layer_idx": True}, {"n_inner": 80}),
+    "gpt_bigcode": ({"multi_query": False}, {"scale_attn_weights": False, "n_inner": 80}),
     "gpt_neo": (
         {"attention_types": [[["local"], 3], [["global"], 1]], "window_size": 5},
         {"attention_types": [[["global"], 4]]},
     ),
     "gpt_neox": ({"use_parallel_residual": False}, {"rotary_pct": 1.0, "attention_bias": False}),
+    "granite": ({"attention_bias": True}, {"mlp_bias": True, "embedding_multiplier": 0.5}),
     "helium": ({"attention_bias": True, "mlp_bias": True}, {}),
     "jamba": ({"attn_layer_offset": 0}, {"attn_layer_period": 4}),
     "kimi_linear": ({"num_key_value_heads": 4}, {}),
@@ -210,6 +226,7 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "mistral": ({"sliding_window": 5}, {"sliding_window": None}),
     "olmo": ({"clip_qkv": 0.5}, {"attention_bias": True}),
+    "olmo3": ({"attention_bias": True}, {"sliding_window": 5}),
     "opt": ({"do_layer_norm_before": False}, {"enable_bias": False}),
     "phi": ({}, {"partial_rotary_factor": 1.0, "qk_layernorm": True}),
     "qwen2": (
@@ -226,6 +243,7 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"partial_rotary_factor": 0.5, "qk_layernorm": True, "use_qkv_bias": True},
         {"partial_rotary_factor": 1.0, "use_parallel_residual": True},
     ),
+    "starcoder2": ({"sliding_window": 6}, {"use_bias": False}),
     "xlstm": ({}, {"num_heads": 1}),
     "zamba2": (
         {"layers_block_type": ["hybrid", "mamba"] * 2, "hybrid_layer_ids": [0, 2]},
