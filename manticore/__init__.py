@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from typing import Any
 
 from wrapt import register_post_import_hook
@@ -46,7 +47,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    rooms = [name for name in globals() if f"{__name__}.{name}" in sys.modules]
+    return sorted({*__all__, *rooms, *(name for name in globals() if name.startswith("__"))})
 
 
 def _register_with_transformers() -> None:

@@ -97,6 +97,12 @@ def test_an_import_error_inside_a_public_name_is_not_hidden(run_python):
     assert run_python("-c", code).stdout == "told\n"
 
 
+def test_completion_offers_public_names_and_rooms_and_no_imports(run_python):
+    code = "import manticore, manticore.seeds; print([n for n in dir(manticore) if n[0] != '_'])"
+    names = sorted([*manticore._PUBLIC, "seeds"])
+    assert run_python("-c", code).stdout == f"{names}\n"
+
+
 @pytest.mark.parametrize("name", [n for n in manticore.__all__ if n != "__version__"])
 def test_every_public_name_exists(name):
     module = manticore._PUBLIC[name]

@@ -98,7 +98,11 @@ class ConvertedModel(ConvertedPreTrainedModel, MixerModel):
 
 
 class ConvertedForCausalLM(ConvertedPreTrainedModel, MixerForCausalLM):
-    """A language model whose layers were converted, or kept."""
+    """A language model whose layers were converted, or kept.
+
+    Made by `manticore.transfer` and by `from_pretrained`; saves, generates and takes adapters as
+    any model of transformers. `config.layers` names the mixer of every block.
+    """
 
     def __init__(self, config: ConvertedConfig, generator: torch.Generator | None = None) -> None:
         MixerPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
