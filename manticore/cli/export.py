@@ -2,10 +2,10 @@
 
 A hybrid that was pruned to one component leaves as that component's class. A converted model leaves
 as Llama, Mistral, Qwen, OLMo, Phi, GPT-NeoX, GPT-2 or GPT-J, or as a hybrid: Granite, Bamba, Jamba,
-OLMo-Hybrid, Qwen3-Next, LFM2. A model of mixers leaves as Mamba, Mamba-2, Nemotron-H, or what its
-blocks of a mixer and an MLP are; docs/export.md has the table. Anything else leaves as it is, and
-its card says why and that loading it takes `import manticore`. Tokenizer and generation settings
-travel along.
+Falcon-H1, OLMo-Hybrid, Qwen3-Next, LFM2. A model of mixers leaves as Mamba, Mamba-2, Nemotron-H, or
+what its blocks of a mixer and an MLP are; docs/export.md has the table. Anything else leaves as it
+is, and its card says why and that loading it takes `import manticore`. Tokenizer and generation
+settings travel along.
 
 --layout fla writes a model for flash-linear-attention instead: retention, GLA, (gated) DeltaNet,
 linear attention, RWKV-6, attention, hybrids of one of them and attention, or a Mamba; what its
