@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from manticore import MoReConfig
+from manticore import MoReConfig, transfer
 from manticore.adapters.more import MoReLayer
 
 
@@ -246,3 +246,23 @@ def test_without_manticore_a_saved_adapter_fails_with_the_documented_error(tmp_p
         f"print(type(peft.PeftConfig.from_pretrained({str(tmp_path)!r})).__name__)"
     )
     assert run_python("-c", code).stdout.split("\n")[:2] == ["KeyError 'MORE'", "MoReConfig"]
+
+
+def test_models_that_peft_has_no_names_for_are_adapted_wherever_an_adapter_reaches(tmp_path):
+    base, _ = transfer(llama(), "retention", keep=[1])
+    ids = torch.arange(8).unsqueeze(0)
+    before = base(ids).logits
+    model = peft.get_peft_model(base, MoReConfig(nblocks=2, block_rank=1, init_weights=False))
+    layers = {
+        n.split("layers.")[1][0] for n, m in model.named_modules() if isinstance(m, MoReLayer)
+    }
+    assert layers == {"0", "1", "2"}
+    assert not torch.allclose(model(ids).logits, before)
+    model.save_pretrained(tmp_path)
+    saved = peft.PeftConfig.from_pretrained(tmp_path)
+    assert {"q", "gate", "up", "output"} <= saved.target_modules
+
+
+def test_a_model_without_a_stack_asks_for_names():
+    with pytest.raises(ValueError, match="Name target_modules yourself"):
+        peft.get_peft_model(mlp(), MoReConfig())

@@ -20,7 +20,7 @@ from manticore.adapters.more.loading import refuse_other_shapes
 from manticore.adapters.more.rows import adapter_names_by_row
 from manticore.adapters.more.targets import check_targets, closest_names, shape_of
 from manticore.adapters.more.weighted import adapted_by, set_weighted_sum, weighted_config
-from manticore.adapters.targets import DEFAULT_TARGETS
+from manticore.adapters.targets import DEFAULT_TARGETS, default_targets
 from manticore.adapters.uncovered import warn_uncovered
 
 
@@ -42,8 +42,13 @@ class MoReModel(BaseTuner):
     ) -> None:
         """Add an adapter to `model`; an error about names that match nothing gets the closest.
 
-        Warns if layers of the repeating stack end up without any adapter.
+        Without names, models of a type that has no row in `target_module_mapping` are adapted
+        wherever an adapter reaches. Warns if layers of the repeating stack end up without any.
         """
+        config = self.peft_config[adapter_name]
+        model_type = self.get_model_config(model).get("model_type")
+        if config.target_modules is None and model_type not in self.target_module_mapping:
+            config.target_modules = set(default_targets(model))
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
