@@ -48,6 +48,8 @@ from manticore.training.tensors import (
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A checkpoint that was restored."""
+
     step: int
     """Steps that were complete when it was written."""
     path: Path

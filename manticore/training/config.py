@@ -11,6 +11,8 @@ from manticore.training.schedules import KINDS
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
+    """How `train` trains: length, AdamW, schedule, precision, checkpoints."""
+
     steps: int
     """Optimizer steps; the run's length has no sensible default."""
     lr: float
@@ -62,6 +64,8 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
+    """What a training did and what it cost."""
+
     steps: int
     tokens: int
     """Tokens of all batches (elements of ``input_ids``; scored items if there are none)."""

@@ -15,6 +15,8 @@ IMPLEMENTATIONS = ("auto", "fused", "foreach", "single")
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
+    """Parameters that are trained alike."""
+
     parameters: Iterable[nn.Parameter]
     """The parameters; one that is listed twice (a tied table) is trained once."""
     lr_scale: float = 1.0

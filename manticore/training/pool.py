@@ -31,6 +31,8 @@ Worker = Callable[[dict[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
+    """One task for the pool; equal settings are the same trial."""
+
     settings: Mapping[str, Any]
     """Everything that decides the result, as JSON, defaults and seed included."""
     name: str = ""

@@ -23,6 +23,8 @@ _KERNEL_KEYS = {"params", "foreach", "fused", "capturable", "differentiable", "m
 
 @dataclass(frozen=True)
 class NamedTensors:
+    """The tensors of some modules, by what a checkpoint does with them."""
+
     stored: dict[str, Tensor] = field(default_factory=dict)
     """Tensors to write, each once."""
     aliases: dict[str, str] = field(default_factory=dict)

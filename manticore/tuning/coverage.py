@@ -34,6 +34,8 @@ State = Literal["learns", "adapted", "silent", "bare"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleCoverage:
+    """Whether an adapter reaches one linear module."""
+
     name: str
     """Full name of the linear module."""
     state: State
@@ -44,6 +46,8 @@ class ModuleCoverage:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCoverage:
+    """What of one layer an adapter reaches."""
+
     name: str
     """Full name of the layer."""
     kind: str

@@ -33,6 +33,8 @@ REFERENCE = {"vocab_size": 16, "seq_len": 128}
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
+    """One architecture in a sweep: a stack of mixers, or a Hugging Face configuration."""
+
     name: str
     """What people call it; not part of its identity."""
     layers: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)

@@ -47,6 +47,7 @@ def mixer_config(
 def build_mixers(
     entry: Entry, config: Any, is_autoencoder: bool, generator: torch.Generator
 ) -> nn.Module:
+    """The model of a configuration, with the user's own modules in their places."""
     from manticore.models.mixer_autoencoder import MixerAutoEncoder
     from manticore.models.modeling_mixer_lm import MixerForCausalLM
 
@@ -63,6 +64,7 @@ def build_mixers(
 
 
 def count_built(entry: Entry, vocab_size: int) -> int:
+    """Parameters of an entry's model, counted on the model itself."""
     from manticore.seeds import torch_generator
 
     model = build_mixers(entry, mixer_config(entry, vocab_size), False, torch_generator(0))
