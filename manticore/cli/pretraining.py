@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from manticore.cli.zoo_card import zoo_card
 from manticore.config import dump_yaml
+from manticore.config.errors import did_you_mean
 from manticore.config.recipes import PretrainRecipe
 from manticore.evaluation.language import causal_loss, losses_by_kind
 from manticore.hybrids.trials import train_config
@@ -20,6 +22,7 @@ from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.recomputing import recompute_activations
 from manticore.runs import RunFolder, atomic_folder, write_text
 from manticore.seeds import derive_seed
+from manticore.text.corpora import check_there
 from manticore.text.ngram import NGramModel
 from manticore.text.prepared import PreparedData, prepare_data, resolve_path
 from manticore.text.tokenizers import load_tokenizer
@@ -57,10 +60,13 @@ def pretrain(recipe: PretrainRecipe, folder: RunFolder, base: Path, progress: bo
     return record
 
 
-def describe_pretraining(recipe: PretrainRecipe, folder: RunFolder) -> str:
+def describe_pretraining(recipe: PretrainRecipe, folder: RunFolder, base: Path) -> str:
     """What a dry run prints: the recipe, parameters, tokens and the files to be written."""
+    tokenizer = load_tokenizer(resolve_path(recipe.data.tokenizer or "", base))
+    for source in recipe.data.sources:
+        check_there(resolve_path(source.path, base))
     with torch.device("meta"):
-        model = build_model(recipe, int(recipe.model.get("vocab_size") or 2048), 0)
+        model = build_model(recipe, len(tokenizer), tokenizer.eos_token_id)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = recipe.train.steps * recipe.train.batch_size * recipe.data.seq_len
     lines = [
@@ -79,13 +85,33 @@ def build_model(recipe: PretrainRecipe, vocab_size: int, eos: int) -> PreTrained
     model_type = str(fields.pop("model_type", ""))
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"model.model_type is {model_type!r}: name a family of transformers.")
-    special = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}
-    config = CONFIG_MAPPING[model_type](vocab_size=vocab_size, **special, **fields)
-    check_supported(config)
     seed = derive_seed(recipe.seed, recipe.name, "initial weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config)
+        try:
+            config = _model_config(CONFIG_MAPPING[model_type], fields, vocab_size, eos)
+            check_supported(config)
+            return AutoModelForCausalLM.from_config(config)
+        except (RuntimeError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"The section `model` makes no {model_type}: {why}") from error
+
+
+def _model_config(cls: Any, fields: dict[str, Any], vocab_size: int, eos: int) -> Any:
+    """The config of a family with the recipe's fields, all of which it has to know."""
+    known = cls()
+    for key in fields:
+        if not hasattr(known, key):
+            near = did_you_mean(key, list(known.to_dict()))
+            raise ValueError(f"model.{key} is nothing that {cls.model_type} has.{near}")
+    rows = int(fields.pop("vocab_size", None) or vocab_size)
+    if rows < vocab_size:
+        raise ValueError(
+            f"model.vocab_size={rows} is too small for the tokenizer's {vocab_size} tokens. Leave "
+            "it out, or give as many or more."
+        )
+    special = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}
+    return cls(vocab_size=rows, **{**special, **fields})
 
 
 def _train(

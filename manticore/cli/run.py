@@ -62,7 +62,7 @@ def _run_pretrain(args: argparse.Namespace) -> int:
     base = find_recipe(args.recipe).parent
     folder = run_folder(args, recipe.name)
     if args.dry_run:
-        print(describe_pretraining(recipe, folder))
+        print(describe_pretraining(recipe, folder, base))
         return 0
     folder.open(to_plain(recipe))
     record = folder.result() or pretrain(recipe, folder, base, progress=not args.quiet)

@@ -44,6 +44,15 @@ class AdaptTrainConfig(OptimizerConfig):
     validate_every: int = 0
     """Steps between validation losses; 0: only at the end."""
 
+    def __post_init__(self) -> None:
+        self.check_numbers()
+        check_least({"validate_every": (self.validate_every, 0)})
+        if self.steps < 0 or (self.steps > 0) == (self.epochs > 0):
+            raise ValueError(
+                f"train.steps={self.steps} and train.epochs={self.epochs:g}: set exactly one of "
+                "them."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RateSearchConfig:
@@ -162,38 +171,26 @@ class AdaptRecipe:
     def _check_training(self) -> None:
         check_least(self._least())
         check_rates("rates.rates", self.rates.rates)
-        check_rates("train.lr", [self.train.lr])
         check_rates("the methods' lr", [m.lr for m in self.methods if m.lr is not None])
-        if self.train.steps < 0 or (self.train.steps > 0) == (self.train.epochs > 0):
-            raise ValueError(
-                f"train.steps={self.train.steps} and train.epochs={self.train.epochs:g}: set "
-                "exactly one of them."
-            )
         if self.data.packing and self.data.format not in ("instruction", "chat"):
             raise ValueError(
                 f"data.packing is for instruction and chat, not {self.data.format}: running text "
                 "is packed anyway, and a label needs a row of its own. Leave it out."
             )
 
-    def _least(self) -> dict[str, tuple[int, int]]:
+    def _least(self) -> dict[str, tuple[int | None, int]]:
         """Whole numbers that are given, and the least that each may be."""
-        data, train, evaluate = self.data, self.train, self.evaluate
-        numbers = {
+        data, evaluate = self.data, self.evaluate
+        return {
             "data.seq_len": (data.seq_len, 2),
             "data.passage_chars": (data.passage_chars, 1),
             "data.train_rows": (data.train_rows, 1),
             "data.eval_rows": (data.eval_rows, 1),
-            "train.batch_size": (train.batch_size, 1),
-            "train.grad_accumulation": (train.grad_accumulation, 1),
-            "train.warmup_steps": (train.warmup_steps, 0),
-            "train.validate_every": (train.validate_every, 0),
-            "train.checkpoint_every": (train.checkpoint_every, 0),
             "rates.extensions": (self.rates.extensions, 0),
             "evaluate.batch_size": (evaluate.batch_size, 1),
             "evaluate.max_new_tokens": (evaluate.max_new_tokens, 1),
             "evaluate.generate_rows": (evaluate.generate_rows, 1),
         }
-        return {key: (value, least) for key, (value, least) in numbers.items() if value is not None}
 
     def _check_measures(self) -> None:
         allowed = {

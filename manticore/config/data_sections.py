@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
+
+from manticore.config.numbers import check_least, check_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,10 @@ class SourceConfig:
     licence: str = ""
     """Shown in the report and in model cards."""
 
+    def __post_init__(self) -> None:
+        check_least({"region_chars": (self.region_chars, 1), "limit": (self.limit, 1)})
+        check_within({"weight": (self.weight, 0, math.inf)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
@@ -42,6 +50,16 @@ class SplitConfig:
     seed: int = 0
     """Of the division into splits; keep it equal to that of the components' pretraining."""
 
+    def __post_init__(self) -> None:
+        shares = {key: value for key, value in dataclasses.asdict(self).items() if key != "seed"}
+        check_within({key: (share, 0, 1) for key, share in shares.items()})
+        total = math.fsum(shares.values())
+        if abs(total - 1) > 1e-9:
+            raise ValueError(
+                f"The shares {', '.join(shares)} sum to {total:g}, not to 1. When one is changed, "
+                "another has to give way."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -55,3 +73,13 @@ class DataConfig:
     """How documents are divided; groups stay together, duplicates are dropped."""
     eval_rows: int | None = None
     """Rows of each kind that an evaluation reads; default all."""
+
+    def __post_init__(self) -> None:
+        kinds = [source.kind for source in self.sources]
+        if not kinds:
+            raise ValueError("data.sources is empty. Name at least one file, folder or data set.")
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("Two sources have the same kind. Give each a kind of its own.")
+        if not any(source.weight for source in self.sources):
+            raise ValueError("All sources have weight 0. Give one of them more.")
+        check_least({"data.seq_len": (self.seq_len, 2), "data.eval_rows": (self.eval_rows, 1)})

@@ -1,4 +1,4 @@
-"""The recipes: everything that decides a run, as strict dataclasses without behaviour.
+"""The recipes: everything that decides a run, as strict dataclasses that only check numbers.
 
 Paths that begin with `./` or `../` are relative to the recipe's own file; anything else is a
 name on the model hub or a path as given.
@@ -6,10 +6,12 @@ name on the model hub or a path as given.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from manticore.config.data_sections import DataConfig
+from manticore.config.numbers import check_least, check_rates, check_within
 
 Rows = tuple[tuple[float, ...], ...]
 
@@ -41,6 +43,19 @@ class OptimizerConfig:
     gradient_checkpointing: bool = False
     """Compute each layer twice instead of keeping what its backward pass needs."""
 
+    def __post_init__(self) -> None:
+        check_least({"steps": (self.steps, 1)})
+        self.check_numbers()
+
+    def check_numbers(self) -> None:
+        """All but the steps, which may also be said in another way."""
+        least = {"batch_size": 1, "warmup_steps": 0, "checkpoint_every": 0, "grad_accumulation": 1}
+        check_least({key: (getattr(self, key), value) for key, value in least.items()})
+        check_rates("lr", [self.lr])
+        check_within({key: (getattr(self, key), 0, math.inf) for key in ("weight_decay", "clip")})
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2={self.beta2:g}: give a number of at least 0 and below 1.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
@@ -61,6 +76,14 @@ class PretrainRecipe:
     validate_every: int = 200
     """Steps between losses on the validation split."""
 
+    def __post_init__(self) -> None:
+        check_least(
+            {"ngram_order": (self.ngram_order, 0), "validate_every": (self.validate_every, 1)}
+        )
+        shares = self.data.splits
+        if not (shares.pretrain and shares.validation and shares.test):
+            raise ValueError("data.splits: give pretrain, validation and test shares above 0.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentConfig:
@@ -74,6 +97,9 @@ class ComponentConfig:
     """Its own best learning rate when fine-tuned alone; default that of `finetune`."""
     licence: str = ""
     """Shown in the model card."""
+
+    def __post_init__(self) -> None:
+        check_rates("lr", [self.lr] if self.lr is not None else [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +139,11 @@ class ProjectorConfig:
     lr: float = 1e-3
     """Learning rate of that training."""
 
+    def __post_init__(self) -> None:
+        check_least({"tokens": (self.tokens, 1), "steps": (self.steps, 0)})
+        check_within({"ridge": (self.ridge, 0, math.inf)})
+        check_rates("lr", [self.lr])
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
@@ -134,6 +165,14 @@ class SearchConfig:
     """Keep the mixture, drop small branches, or keep one component in each block."""
     threshold: float = 0.02
     """For prune: weights below it become zero."""
+
+    def __post_init__(self) -> None:
+        check_least({"steps": (self.steps, 1), "warmup_steps": (self.warmup_steps, 0)})
+        check_rates("lr", [self.lr])
+        check_rates("mixture_lr", [self.mixture_lr])
+        check_within(
+            {"mixture_clip": (self.mixture_clip, 0, math.inf), "threshold": (self.threshold, 0, 1)}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +206,12 @@ class CompareConfig:
     row_lr: dict[str, float] = field(default_factory=dict)
     """Learning rate of a row by its id, in place of the recipe's."""
 
+    def __post_init__(self) -> None:
+        check_least({"the number of lr_factors": (len(self.lr_factors), 1)})
+        check_rates("lr_factors", self.lr_factors)
+        for row, rate in self.row_lr.items():
+            check_rates(f"row_lr.{row}", [rate])
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
@@ -178,6 +223,12 @@ class SampleConfig:
     """Sampling temperature; 0 is greedy."""
     top_p: float = 0.95
     """Nucleus of the sampling."""
+
+    def __post_init__(self) -> None:
+        check_least({"max_new_tokens": (self.max_new_tokens, 1)})
+        check_within({"temperature": (self.temperature, 0, math.inf), "top_p": (self.top_p, 0, 1)})
+        if self.top_p == 0:
+            raise ValueError("top_p=0 leaves no token to choose. Give a share above 0, up to 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,9 +189,6 @@ class TransferRecipe:
         rule = self.freeze
         check_least(
             {
-                "data.seq_len": (self.data.seq_len, 2),
-                "train.steps": (self.train.steps, 1),
-                "train.batch_size": (self.train.batch_size, 1),
                 "validate_every": (self.validate_every, 1),
                 "calibration_rows": (self.calibration_rows, 0),
                 "freeze.warmup_steps": (rule.warmup_steps, 0),
@@ -200,7 +197,6 @@ class TransferRecipe:
             }
         )
         check_rates("rates", self.rates)
-        check_rates("train.lr", [self.train.lr])
         check_rates("align.lr", [self.align.lr])
         check_rates("the rows' lr", [row.lr for row in self.rows if row.lr is not None])
         if rule.latest is not None and not 0 <= rule.latest <= 1:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from manticore.config import to_plain
+from manticore.config.errors import did_you_mean
 from manticore.config.ids import check_ids
 from manticore.config.load import from_plain
 from manticore.config.recipes import HybridRecipe
 from manticore.hybrids.assembly import component_names, load_tokenizers, plain_partition
 from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.mixture import checked_rows
-from manticore.hybrids.trials import prepared, train_config
+from manticore.hybrids.trials import prepared
 from manticore.hybrids.vocabulary import same_vocabulary
 from manticore.models.component_lengths import check_length
 from manticore.models.loading import check_loadable
+from manticore.text.corpora import check_there
 from manticore.text.prepared import resolve_path
 from manticore.text.tokenizers import load_tokenizer
 
@@ -26,14 +29,16 @@ TAKEN = ("hybrid", "uniform", "random", "no-cross-talk", "component-*", "ensembl
 
 def check_recipe(recipe: HybridRecipe, base: Path) -> None:
     """Raise a ValueError for what cannot work: components, partition, mixture, lengths, rows."""
-    _check_numbers(recipe)
     _check_hybrid(recipe, base)
     _check_tokenizers(recipe, base)
     _check_splits(recipe)
+    for text in recipe.data.sources:
+        check_there(resolve_path(text.path, base))
     _check_names(recipe)
     for variant in recipe.compare.variants:
         source = f"variant {variant.id}"
         try:
+            _check_variant(variant.overrides)
             plain = to_plain(recipe)
             changed = from_plain(HybridRecipe, plain, source=source, overrides=variant.overrides)
             _check_hybrid(changed, base)
@@ -88,24 +93,6 @@ def _check_hybrid(recipe: HybridRecipe, base: Path) -> None:
             )
     for part in config.components:
         check_length(part, recipe.data.seq_len)
-
-
-def _check_numbers(recipe: HybridRecipe) -> None:
-    train_config(recipe.finetune)
-    least = {
-        "finetune.batch_size": (recipe.finetune.batch_size, 1),
-        "finetune.checkpoint_every": (recipe.finetune.checkpoint_every, 0),
-        "data.seq_len": (recipe.data.seq_len, 2),
-        "data.eval_rows": (recipe.data.eval_rows, 1),
-        "projectors.steps": (recipe.projectors.steps, 0),
-        "projectors.tokens": (recipe.projectors.tokens, 1),
-        "search.steps": (recipe.search.steps, 1),
-        "search.warmup_steps": (recipe.search.warmup_steps, 0),
-        "the number of compare.lr_factors": (len(recipe.compare.lr_factors), 1),
-    }
-    for name, (value, limit) in least.items():
-        if value is not None and value < limit:
-            raise ValueError(f"{name}={value}: at least {limit} is needed.")
 
 
 def _vocabulary(recipe: HybridRecipe, configs: list[Any]) -> int:
@@ -171,3 +158,23 @@ def _check_names(recipe: HybridRecipe) -> None:
         raise ValueError(f"Two components have the same name: {names}. Set `name` for one of them.")
     ids = [variant.id for variant in recipe.compare.variants]
     check_ids("compare.variants", ids, taken=TAKEN)
+    parts = [f"component-{k}" for k in range(len(names))]
+    # A row that is switched off may keep its rate.
+    rows = ["hybrid", "no-cross-talk", "uniform", "random", *ids]
+    rows += [f"{part}{budget}" for part in parts for budget in ("", "-equal-flops")]
+    for row in recipe.compare.row_lr:
+        if row not in rows:
+            raise ValueError(
+                f"compare.row_lr names {row!r}, which is no row of this recipe."
+                f"{did_you_mean(row, rows)} Rows: {', '.join(rows)}."
+            )
+
+
+def _check_variant(overrides: Sequence[str]) -> None:
+    """A variant is built anew and then trained as every row is, so that much it may change."""
+    for override in overrides:
+        if not override.startswith(("hybrid.", "projectors.", "components.")):
+            raise ValueError(
+                f"{override!r} would change nothing of how it is built. A variant may change keys "
+                "of hybrid, projectors and components; the rest is the same for all rows."
+            )

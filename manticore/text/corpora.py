@@ -87,6 +87,12 @@ def read_documents(
     return documents
 
 
+def check_there(path: str | Path) -> None:
+    """Raise ValueError where a corpus is neither a file or folder here nor one of the hub's."""
+    if not str(path).startswith(HUB_PREFIX):
+        _existing(path)
+
+
 def source_hashes(path: str | Path) -> dict[str, str]:
     """Return the SHA-256 of every file of a local corpus by name, for records; {} for the hub."""
     if isinstance(path, str) and path.startswith(HUB_PREFIX):

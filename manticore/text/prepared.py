@@ -82,12 +82,8 @@ def split_fractions(config: DataConfig) -> dict[str, float]:
 
 def _split_all(config: DataConfig, base: Path) -> dict[str, dict[str, list[Document]]]:
     """Documents by kind and split; no text is in two splits."""
-    if not config.sources:
-        raise ValueError("data.sources is empty. Name at least one file, folder or data set.")
     fractions = split_fractions(config)
     splits = {s.kind: _split_source(s, fractions, config.splits.seed, base) for s in config.sources}
-    if len(splits) < len(config.sources):
-        raise ValueError("Two sources have the same kind. Give each a kind of its own.")
     check_disjoint({name: [d for s in splits.values() for d in s[name]] for name in fractions})
     return splits
 

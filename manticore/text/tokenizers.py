@@ -34,8 +34,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         )
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"No tokenizer could be loaded from {path}: {error} Give a folder with "
-            f"tokenizer.json, such a file, or a name on the Hugging Face hub."
+            f"No tokenizer could be loaded from {path}: {str(error).splitlines()[0]} Give a folder "
+            f"with tokenizer.json, such a file, or a name on the Hugging Face hub."
         ) from error
     return check_fast(tokenizer)
 

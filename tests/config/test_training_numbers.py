@@ -7,6 +7,7 @@ import pytest
 from manticore.config import ConfigError, load_recipe
 from manticore.config.adapter_recipe import AdaptRecipe
 from manticore.config.ids import check_ids
+from manticore.config.recipes import HybridRecipe, PretrainRecipe
 from manticore.config.transfer_recipe import TransferRecipe
 
 RECIPES = {"recipes/more/tales.yaml": AdaptRecipe, "recipes/transfer/prose.yaml": TransferRecipe}
@@ -17,8 +18,8 @@ RECIPES = {"recipes/more/tales.yaml": AdaptRecipe, "recipes/transfer/prose.yaml"
     ("override", "message"),
     [
         ("data.seq_len=0", "data.seq_len=0: at least 2"),
-        ("train.batch_size=0", "train.batch_size=0: at least 1"),
-        ("train.lr=.nan", "train.lr holds nan"),
+        ("train.batch_size=0", "batch_size=0: at least 1 .*In 'train'"),
+        ("train.lr=.nan", "lr holds nan.*In 'train'"),
         ("RATES=[-1.0e-3]", "holds -0.001: give finite numbers above 0"),
         ("RATES=[.inf]", "holds inf"),
     ],
@@ -27,6 +28,43 @@ def test_it_is_named_with_what_is_allowed(recipe, override, message):
     rates = "rates.rates" if RECIPES[recipe] is AdaptRecipe else "rates"
     with pytest.raises((ConfigError, ValueError), match=message):
         load_recipe(RECIPES[recipe], recipe, [override.replace("RATES", rates)])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.threshold=nan", "threshold=nan: give a number from 0 to 1"),
+        ("search.mixture_lr=0", "mixture_lr holds 0"),
+        ("samples.top_p=0", "top_p=0 leaves no token"),
+        ("samples.temperature=-1", "temperature=-1: give a number of 0 or more"),
+        ("compare.lr_factors=[]", "the number of lr_factors=0: at least 1"),
+        ("compare.row_lr={hybrid: .nan}", "row_lr.hybrid holds nan"),
+        ("projectors.ridge=-1", "ridge=-1"),
+        ("components.1.lr=-1", "lr holds -1: .*'components.1'"),
+        ("finetune.beta2=1", "beta2=1: give a number of at least 0 and below 1"),
+    ],
+)
+def test_a_hybrid_is_refused_before_its_first_stage(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(HybridRecipe, "recipes/hybrids/quickstart.yaml", [override])
+
+
+@pytest.mark.parametrize("recipe", ["hybrids/quickstart.yaml", "zoo/mamba-maths.yaml"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.eval_rows=0", "data.eval_rows=0: at least 1"),
+        ("data.sources=[]", "data.sources is empty"),
+        ("data.sources.0.weight=.nan", "weight=nan: give a number of 0 or more"),
+        ("data.sources.0.limit=0", "limit=0: at least 1 .*'data.sources.0'"),
+        ("data.splits.train=2", "train=2: give a number from 0 to 1"),
+        ("data.splits.test=0.5", "sum to 1.*another has to give way"),
+    ],
+)
+def test_text_is_divided_by_shares_that_make_sense(recipe, override, message):
+    cls = HybridRecipe if "hybrids" in recipe else PretrainRecipe
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(cls, recipe, [override])
 
 
 @pytest.mark.parametrize(

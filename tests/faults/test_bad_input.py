@@ -76,6 +76,17 @@ def test_an_unknown_key_in_a_variant_is_found_before_anything_runs(job: Path, re
     says(refused(write_recipe(job, compare={"variants": [variant]})), "mixng", "mixing", "wide")
 
 
+def test_a_variant_that_would_change_nothing_is_refused(job: Path, refused):
+    variant = {"id": "long", "label": "long", "overrides": ["finetune.steps=9"]}
+    says(refused(write_recipe(job, compare={"variants": [variant]})), "variant long", "projectors")
+
+
+def test_a_rate_for_a_row_that_no_table_has_is_refused(job: Path, refused):
+    rates = {"component-1-equal-flop": 0.1, "random": 0.1}
+    message = refused(write_recipe(job, compare={"row_lr": rates, "random_mixture": False}))
+    says(message, "'component-1-equal-flop'", "Did you mean 'component-1-equal-flops'")
+
+
 def test_a_variant_that_cannot_be_built_is_found_before_anything_runs(job: Path, refused):
     variant = {"id": "deep", "label": "deep", "overrides": ["hybrid.num_blocks=9"]}
     message = refused(write_recipe(job, compare={"variants": [variant]}))
@@ -86,7 +97,7 @@ def test_a_variant_that_cannot_be_built_is_found_before_anything_runs(job: Path,
     ("override", "allowed"),
     [
         ("finetune.steps=0", "at least 1"),
-        ("finetune.lr=-1", "not negative"),
+        ("finetune.lr=-1", "above 0"),
         ("finetune.batch_size=0", "at least 1"),
         ("search.steps=0", "at least 1"),
         ("data.eval_rows=0", "at least 1"),
@@ -160,7 +171,7 @@ def test_a_corpus_too_small_for_its_splits_is_refused(job: Path, refused):
 
 
 def test_a_split_that_a_stage_needs_cannot_be_empty(job: Path, refused):
-    message = refused(job / "recipe.yaml", "data.splits.architecture=0")
+    message = refused(job / "recipe.yaml", "data.splits={train: 0.93, architecture: 0.0}")
     says(message, "architecture", "above 0", "search.method=none")
 
 
