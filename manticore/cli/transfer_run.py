@@ -33,7 +33,10 @@ from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
 from manticore.runs import RunFolder, atomic_folder, write_text
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from manticore.conversion.experiment import TransferExperiment
+    from manticore.conversion.plan import TransferPlan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,13 +57,16 @@ def run(args: argparse.Namespace) -> int:
     seeds = parse_seeds(args.seeds) or [recipe.seed]
     out = args.out or Path("runs") / recipe.name
     base = find_recipe(args.recipe).parent
-    plans = planned(recipe, base)
-    if args.dry_run:
-        print("\n".join(describe(recipe, plans, seeds, out)))
-        return 0
-    from manticore.conversion.experiment import TransferExperiment
+    from manticore.conversion.experiment import TransferExperiment, trial_recipe
+    from manticore.conversion.teacher import checked_teacher, prepared
     from manticore.reports.transfer import transfer_text
 
+    if args.dry_run:
+        teacher, _ = checked_teacher(recipe, base)
+        print("\n".join(describe(recipe, planned(recipe, teacher), seeds, out)))
+        return 0
+    # Rows that cannot be and text that does not do are told before there is a folder.
+    plans = planned(recipe, prepared(trial_recipe(recipe), base).source)
     folder = RunFolder(out).open({**to_plain(recipe), "seeds": seeds})
     experiment = TransferExperiment(recipe, folder, base, seeds, args.processes, not args.quiet)
     result = folder.result() or finish(experiment, plans, command_of("transfer run", args))
@@ -69,25 +75,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def planned(recipe: TransferRecipe, base: Path) -> dict[str, Any]:
-    """The plan of every row's transfer, so that an impossible one is told before any training."""
-    from manticore.conversion.teacher import checked_teacher
-    from manticore.conversion.transfer import transfer
-    from manticore.tuning.methods import check_method
+def planned(recipe: TransferRecipe, teacher: PreTrainedModel) -> dict[str, TransferPlan]:
+    """The plan of every row's transfer."""
+    from manticore.conversion.planned_rows import plan_rows
+    from manticore.conversion.reading import check_finite, read_source
 
-    teacher, _ = checked_teacher(recipe, base)
-    plans = {}
-    for row in recipe.rows:
-        try:
-            if row.adapter is not None:
-                check_method(row.adapter.method, row.adapter.settings)
-            _, plans[row.id] = transfer(teacher, row.target, copy=row.copy, keep=row.keep)
-        except ValueError as error:
-            raise ValueError(f"Row {row.id}: {error}") from error
-    return plans
+    source = read_source(teacher)
+    check_finite(source)
+    return plan_rows(recipe, source)
 
 
-def finish(experiment: TransferExperiment, plans: dict[str, Any], command: str) -> dict[str, Any]:
+def finish(
+    experiment: TransferExperiment, plans: dict[str, TransferPlan], command: str
+) -> dict[str, Any]:
     """All stages, then result, report and models."""
     from manticore.reports.transfer import transfer_markdown, write_transfer_report
 
@@ -125,7 +125,7 @@ def write_models(experiment: TransferExperiment, result: dict[str, Any]) -> None
 
 
 def describe(
-    recipe: TransferRecipe, plans: dict[str, Any], seeds: list[int], out: Path
+    recipe: TransferRecipe, plans: dict[str, TransferPlan], seeds: list[int], out: Path
 ) -> list[str]:
     """What a dry run prints: the recipe, every row's plan, trainings and files."""
     from manticore.conversion.plan import table_lines
@@ -142,11 +142,14 @@ def describe(
         lines += [f"the plan of {', '.join(names)}:", *table_lines(rows)]
     tried = len(recipe.rates) or 1
     count = sum(1 if row.lr else tried for row in recipe.rows) + len(recipe.rows) * (len(seeds) - 1)
+    wider = (
+        ", and at most two more for each row whose best rate lies at an end" if tried > 2 else ""
+    )
     row_tokens = recipe.train.batch_size * recipe.data.seq_len
     return [
         *lines,
-        f"trainings: {count}, and at most two more for each row whose best rate lies at an end; "
-        f"{recipe.train.steps:,} steps of {row_tokens:,} tokens for a row of length 1",
+        f"trainings: {count}{wider}; {recipe.train.steps:,} steps of {row_tokens:,} tokens for a "
+        "row of length 1",
         f"would write: {out}/result.json, table.md, report.html, models/, rows/, trials/",
     ]
 

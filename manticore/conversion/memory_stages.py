@@ -19,6 +19,7 @@ from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
 from manticore.conversion.align import align_loss, mixer_parameters, train_only
 from manticore.conversion.calibration import calibrate
 from manticore.conversion.plan import TransferPlan
+from manticore.conversion.planned_rows import plan_rows
 from manticore.conversion.planning import make_plan
 from manticore.conversion.reading import read_source
 from manticore.conversion.student import is_calibrated, student_loss
@@ -39,7 +40,6 @@ from manticore.evaluation.recall import RecallProbe, next_token_outcomes
 from manticore.models.loading import load_config
 from manticore.models.recomputing import recompute_activations
 from manticore.text.prepared import resolve_path
-from manticore.tuning.methods import check_method
 
 TEACHER = StudentConfig(id="teacher", label="teacher", mixer="attention", copy="all")
 
@@ -65,14 +65,7 @@ def transfer_stages(recipe: TransferRecipe, base: Path) -> list[Stage]:
 
 def check_rows(recipe: TransferRecipe, base: Path) -> None:
     """Raise for a row that cannot be made; no weights are read."""
-    plan = _TransferPlan(recipe, base)
-    for row in recipe.rows:
-        try:
-            if row.adapter is not None:
-                check_method(row.adapter.method, row.adapter.settings)
-            plan.plan_of(row)
-        except ValueError as error:
-            raise ValueError(f"Row {row.id}: {error}") from error
+    plan_rows(recipe, _TransferPlan(recipe, base).read)
 
 
 @dataclasses.dataclass

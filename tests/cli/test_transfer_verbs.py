@@ -146,7 +146,7 @@ def test_a_dry_run_tells_plans_and_trainings_and_writes_nothing(folder: Path, ca
     assert "kept: " in said
     assert "transfer, align 2 steps, train 4 steps (distil)" in said
     assert "transfer, train 6 steps (freeze)" in said
-    assert "trainings: 9" in said
+    assert "trainings: 9;" in said  # one rate for each row: no grid that could grow
     for row in ("scratch", "paper", "kept"):
         table = said.split(f"the plan of {row}:")[1].split("the plan of")[0]
         assert "mixer.gate.weight" in table
@@ -191,11 +191,26 @@ def test_show_lists_every_tensor(folder: Path, capsys) -> None:
             },
             "Row a: Unknown method 'lorra'. Did you mean 'lora'",
         ),
+        (
+            {
+                "rows": [
+                    {
+                        "id": "a",
+                        "label": "a",
+                        "mixer": "retention",
+                        "adapter": {"method": "more", "settings": {"block_rank": 0}},
+                    }
+                ]
+            },
+            "Row a: more refuses its settings",
+        ),
         ({"teacher": {"path": "./nothing"}}, "nothing"),
+        ({"data": {"sources": [{"kind": "maths", "path": "few.txt"}]}}, "No document fell into"),
         ({"wrong": 1}, "wrong"),
     ],
 )
 def test_bad_recipes_say_what_to_mend(folder: Path, capsys, changes: Any, says: str) -> None:
+    (folder / "few.txt").write_text("One plus two is three.")
     command = write(folder, name="bad", goals=[], **changes)
     assert main([*command, "--out", "bad"]) == 2
     assert says in capsys.readouterr().err
