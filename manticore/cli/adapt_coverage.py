@@ -93,20 +93,23 @@ def load(args: argparse.Namespace) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from manticore.models.weight_files import first_line
+
     path = Path(args.model)
     if path.exists() and not (path / "config.json").is_file():
         raise ValueError(f"{path} holds no config.json. Give the folder of a model.")
     try:
         if args.gradient:
-            return AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+            return AutoModelForCausalLM.from_pretrained(
+                args.model, dtype=torch.float32, use_safetensors=True
+            )
         config = AutoConfig.from_pretrained(args.model)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"{args.model} cannot be loaded: {first} Give the folder of a causal language model, "
-            "its name on the hub, or a model_type with --family."
+            f"{args.model} cannot be loaded: {first_line(error)}. Give the folder of a causal "
+            "language model, its name on the hub, or a model_type with --family."
         ) from error
 
 

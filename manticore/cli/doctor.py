@@ -129,6 +129,7 @@ def _load(name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     from manticore.models.loading import find_file
+    from manticore.models.weight_files import first_line
 
     find_file(name, "config.json", {})  # raises for a name of nothing
     try:
@@ -140,10 +141,9 @@ def _load(name: str) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
-            f"{name} does not load as a causal language model: {first_line} Give a folder or a "
-            "name with safetensors weights and without remote code, or --family."
+            f"{name} does not load as a causal language model: {first_line(error)}. Give a folder "
+            "or a name with safetensors weights and without remote code, or --family."
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:

@@ -24,6 +24,7 @@ from manticore.models.imports_fla import is_fla_folder, read_fla_model
 from manticore.models.loading import load_component
 from manticore.models.modeling_mixer_lm import MixerForCausalLM
 from manticore.models.stock import NoStockClassError, is_ours
+from manticore.models.weight_files import first_line
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,9 @@ def _load_converted(folder: Path) -> PreTrainedModel:
             folder, dtype="auto", use_safetensors=True, output_loading_info=True
         )
     except (SafetensorError, OSError, RuntimeError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"The weights in {folder} do not load: {first_line} Copy or make the model again."
+            f"The weights in {folder} do not load: {first_line(error)}. Copy or make the model "
+            "again."
         ) from error
     wrong = sorted([*info["missing_keys"], *info["unexpected_keys"]])
     if wrong:

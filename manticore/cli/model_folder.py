@@ -16,6 +16,7 @@ from manticore.models.component_lengths import check_length
 from manticore.models.costs import component_cost
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.loading import check_loadable, load_component
+from manticore.models.weight_files import first_line
 from manticore.text.tokenizers import load_tokenizer
 
 
@@ -55,8 +56,8 @@ def load_hybrid(
         return ManticoreForCausalLM.from_pretrained(folder, dtype=dtype)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"The weights in {folder} do not load: {str(error).strip().splitlines()[0]} The files "
-            "are damaged or incomplete. Copy or make the hybrid again."
+            f"The weights in {folder} do not load: {first_line(error)}. The files are damaged or "
+            "incomplete. Copy or make the hybrid again."
         ) from error
 
 
@@ -105,8 +106,9 @@ def chosen_device(device: str | None) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {device} cannot be used: {reason}. Try cpu.") from error
+        raise ValueError(
+            f"--device {device} cannot be used: {first_line(error)}. Try cpu."
+        ) from error
     return torch.device(device)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
+from manticore.models.weight_files import first_line
 from manticore.seeds import derive_seed
 
 _ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
@@ -86,8 +87,7 @@ def random_model(family: str) -> PreTrainedModel:
             torch.manual_seed(derive_seed(0, "random model", family))
             return AutoModelForCausalLM.from_config(config).eval()
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"No tiny {family} can be made from the usual sizes: {first} Give the folder of a "
-            "causal language model instead; its weights are not read."
+            f"No tiny {family} can be made from the usual sizes: {first_line(error)}. Give the "
+            "folder of a causal language model instead; its weights are not read."
         ) from error

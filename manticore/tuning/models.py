@@ -20,6 +20,7 @@ from transformers.utils import logging
 from manticore.adapters.uncovered import UncoveredLayersWarning
 from manticore.config.adapter_recipe import AdaptModelConfig, AdaptRecipe, MethodConfig
 from manticore.models.fast_paths import bind_fast_paths
+from manticore.models.weight_files import first_line
 from manticore.seeds import derive_seed
 from manticore.text.prepared import resolve_path
 from manticore.text.tokenizers import load_tokenizer
@@ -96,8 +97,10 @@ def _load(config: AdaptModelConfig, base: Path, n_labels: int, pad: int) -> PreT
             logging.set_verbosity_error()  # that the classifier is new is what was asked for
         return loader.from_pretrained(path, config=settings, **options)
     except (OSError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"The model {config.path} does not load: {first}") from error
+        raise ValueError(
+            f"The model {config.path} does not load: {first_line(error)}. Fetch or save it again, "
+            "with safetensors weights."
+        ) from error
     finally:
         logging.set_verbosity(before)
 
@@ -120,9 +123,9 @@ def load_config_of(config: AdaptModelConfig, base: Path, *, is_dry: bool = False
                 f"the configuration of {path} is not on this machine; `hf download {path} "
                 "config.json` brings it."
             ) from error
-        first = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"model.path {config.path} is no model: {first} Give a folder or a name on the hub."
+            f"model.path {config.path} is no model: {first_line(error)}. Give a folder or a name "
+            "on the hub."
         ) from error
 
 
