@@ -3,7 +3,7 @@
 MODEL is the folder or the hub name of a hybrid or of any Hugging Face causal language model;
 --family examines small random models of a family instead, three configurations of each, and tells
 the worst finding; --family all takes all known ones. Each check compares the model with itself run
-whole, without padding and without a cache: decoding, prefill in pieces, padding, batches,
+whole, without padding and without a cache: decoding, prefill in pieces, padding, batches, beams,
 generation, saving, bfloat16, gradients, adapters. Exit status 0: all passed; 1: faults were found;
 2: bad input.
 

@@ -28,6 +28,7 @@ from manticore.models.component_lengths import (
     outgrows_past,
 )
 from manticore.models.families import check_supported
+from manticore.models.family import RefusedError
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.rotary_lengths import longrope_border
 
@@ -225,7 +226,7 @@ class ManticoreModel(ManticorePreTrainedModel):
             mask = None if is_plain else attention_mask
             position_ids = count_positions(mask, given.shape[1], seen, given.device)
         if seen and self.outgrows_past(position_ids):
-            raise ValueError(
+            raise RefusedError(
                 "A component turns to its long rotary factors with these tokens (longrope), and "
                 "the cache was filled by the short ones. Run the whole sequence again with an "
                 "empty cache, as `generate` does."

@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from manticore.models.families import check_supported
+from manticore.models.family import RefusedError
 
 
 def takes_cache(config: PreTrainedConfig) -> bool:
@@ -17,7 +18,7 @@ def cache_layers(config: PreTrainedConfig) -> list[Any]:
     """Empty Hugging Face cache layers, one for each layer of the component."""
     family = check_supported(config)
     if family.no_cache is not None:
-        raise ValueError(
+        raise RefusedError(
             f"A {config.model_type} component has no cache: {family.no_cache}. Pass "
             "use_cache=False, to generate as well; every new token is then a full forward pass."
         )

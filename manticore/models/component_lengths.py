@@ -4,6 +4,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from manticore.models.families import check_supported
+from manticore.models.family import RefusedError
 from manticore.models.rotary_lengths import FIXED_ANGLES, crosses, is_dynamic, longrope_border
 
 
@@ -39,7 +40,7 @@ def check_length(config: PreTrainedConfig, length: int) -> None:
     end = f"Use at most {limit} tokens (prompt and new ones together), or a component"
     if has_position_table(config):
         raise ValueError(f"{start} a table of {limit} positions. {end} without a position table.")
-    raise ValueError(
+    raise RefusedError(
         f"{start} rotary positions whose angles change with the length beyond {limit} tokens, so "
         f"that caches and batches go wrong. {end} with fixed angles ({', '.join(FIXED_ANGLES)})."
     )

@@ -10,6 +10,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from manticore.models.fast_paths import has_stock_scan
 
 
+class RefusedError(ValueError):
+    """What a component could only do wrongly, and therefore does not do."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Names and habits of one `model_type`."""
@@ -77,7 +81,7 @@ class Family:
             return {"attention_mask": attention_mask, "position_ids": position_ids}
         if self.no_cache is not None:
             if attention_mask is not None and not attention_mask.all():
-                raise ValueError(
+                raise RefusedError(
                     f"A batch with padding, and {self.no_cache}. Use sequences of one length."
                 )
             return {}

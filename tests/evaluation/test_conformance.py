@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SOUND = ("llama", "gpt_neox", "gpt2", "mamba2", "qwen3_next", "falcon_h1", "lfm2")
 # What is known to be wrong in transformers 5.23 (multi-token continuation of a cache, positions
 # counted by a layer that knows none, a mask that is ignored, a matrix read past its module, a
-# state that lives in the module).
+# state that lives in the module, weights halved in place).
 UPSTREAM = {
     "mamba": {"chunked-prefill", "adapter-reach"},
     "falcon_mamba": {"chunked-prefill", "adapter-reach"},
@@ -25,12 +25,19 @@ UPSTREAM = {
     "bamba": {"decode", "chunked-prefill"},
     "recurrent_gemma": {
         "interleaving",
+        "beam-search",
         "chunked-prefill",
         "chunked-prefill-with-positions",
         "left-padding",
         "padded-decode",
     },
-    "rwkv": {"batch-decode", "left-padding", "padded-decode", "padded-generate"},
+    "rwkv": {
+        "batch-decode",
+        "left-padding",
+        "padded-decode",
+        "padded-generate",
+        "save-and-load",
+    },
 }
 
 
@@ -39,6 +46,11 @@ def test_a_sound_family_passes_every_check(family):
     report = doctor(small_model(family))
     assert report.passed, str(report)
     assert [finding.check for finding in report.findings] == check_names()
+
+
+def committed_report(family):
+    record = json.loads((ROOT / "docs" / "conformance.json").read_text())
+    return next(report for report in record["reports"] if report["model"] == family)
 
 
 def test_the_committed_table_has_every_family_that_can_be_a_component():
@@ -77,6 +89,56 @@ def test_of_several_configurations_the_worst_finding_is_told():
 def test_faults_of_upstream_are_found_without_being_told(family):
     report = doctor(small_model(family))
     assert {finding.check for finding in report.faults} == UPSTREAM[family], str(report)
+
+
+def test_angles_that_change_with_the_length_are_found():
+    by_length = {
+        "decode",
+        "decode-with-positions",
+        "batch-decode",
+        "interleaving",
+        "beam-search",
+        "chunked-prefill",
+        "chunked-prefill-with-positions",
+        "left-padding",
+        "right-padding",
+        "padded-decode",
+    }
+    report = doctor(small_model("phi3", configuration=2))  # longrope
+    assert {finding.check for finding in report.faults} == by_length, str(report)
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    report = doctor(small_model("llama", max_position_embeddings=12, rope_parameters=dynamic))
+    assert not report.passed
+
+
+def test_what_our_models_refuse_is_no_fault_and_says_why():
+    from tests.hybrids.pairs import build
+    from tests.models.tiny import tiny
+
+    report = doctor(build([tiny("rwkv"), tiny("llama")], num_blocks=2))
+    assert report.passed, str(report)
+    assert report["repeatability"].status == "pass"
+    for check in ("decode", "beam-search", "left-padding", "generate"):
+        assert report[check].status == "skip"
+        assert "refused: " in report[check].detail
+        assert "ignores padding masks" in report[check].detail
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_full_matrix_is_that_of_the_record(family):
+    reports = [doctor(small_model(family, configuration=number)) for number in CONFIGURATIONS]
+    now, record = worst_of(reports, family), committed_report(family)
+    changes = [
+        f"{finding['check']}: {finding['status']} in the record, now {now[finding['check']]}"
+        for finding in record["findings"]
+        if finding["status"] != now[finding["check"]].status
+    ]
+    assert [finding["check"] for finding in record["findings"]] == check_names()
+    assert not changes, (
+        f"{family} is not what docs/conformance.json says. If that is meant, make the record again "
+        "(docs/conformance.md says how).\n" + "\n".join(changes)
+    )
 
 
 def test_our_scan_mends_mamba():
@@ -124,6 +186,11 @@ def cut_a_gradient(model):
     mlp.forward = lambda x: forward(mlp, x).detach()
 
 
+def keep_the_order(model):
+    """The cache stays where it is when beams go elsewhere."""
+    model._reorder_cache = lambda cache, order: cache
+
+
 @pytest.mark.parametrize(
     ("break_it", "check"),
     [
@@ -133,6 +200,7 @@ def cut_a_gradient(model):
         (mix_the_batch, "batch"),
         (remember_a_run, "repeatability"),
         (cut_a_gradient, "gradient-reach"),
+        (keep_the_order, "beam-search"),
     ],
 )
 def test_a_fault_that_was_put_in_is_found(break_it, check):

@@ -13,6 +13,7 @@ from manticore.evaluation.conformance.checks import CHECKS
 from manticore.evaluation.conformance.findings import Finding, Report
 from manticore.evaluation.conformance.probe import NotApplicable, Probe
 from manticore.evaluation.conformance.reach import Missed, bypassed_adapters, unreached_parameters
+from manticore.models.family import RefusedError
 from manticore.training.flags import modes_kept
 
 _SHORTEST = 14
@@ -48,7 +49,8 @@ def doctor(
         on_check: called with each check's name before it runs.
 
     Returns:
-        One finding for each check. A check that the model has no use for is skipped and says why.
+        One finding for each check. A check that the model has no use for, or that one of our
+        models refuses, is skipped and says why.
     """
     chosen = chosen_checks(checks)
     if seq_len < _SHORTEST:
@@ -81,6 +83,9 @@ def _examine(probe: Probe, name: str) -> Finding:
         return _reach(probe, name) if name in _REACH else _compare(probe, name)
     except NotApplicable as reason:
         return Finding(check=name, status="skip", detail=str(reason))
+    except RefusedError as refusal:
+        first_sentence = str(refusal).partition(". ")[0]
+        return Finding(check=name, status="skip", detail=f"refused: {first_sentence}")
     # Whatever a stranger's model raises where it should work is a finding, not our crash.
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")

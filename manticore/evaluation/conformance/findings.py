@@ -18,7 +18,7 @@ class Finding:
     check: str
     """Its name in the table of checks."""
     status: Status
-    """`skip`: it says nothing about this model; `error`: the model raised where it should work."""
+    """`skip`: it says nothing about this model, or our model refuses; `error`: the model raised."""
     error: float | None = None
     """Largest relative difference, where the check measures one."""
     tolerance: float | None = None

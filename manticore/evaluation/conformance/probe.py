@@ -40,7 +40,7 @@ class Probe:
     """Draws the tokens."""
     pad_id: int = 0
     """Stands at padding; its value must not matter."""
-    _truth: dict[int, Tensor] = field(default_factory=dict)
+    _truth: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @cached_property
     def ids(self) -> Tensor:
@@ -51,12 +51,13 @@ class Probe:
         ids = torch.randint(1, table.num_embeddings, shape, generator=generator)
         return ids.to(table.weight.device)
 
-    def truth(self, row: int) -> Tensor:
-        """Logits (T, V) of one row, run whole and alone."""
-        if row not in self._truth:
+    def truth(self, row: int, length: int | None = None) -> Tensor:
+        """Logits (T, V) of one row, cut to `length` tokens, run whole and alone."""
+        key = (row, self.seq_len if length is None else length)
+        if key not in self._truth:
             with torch.no_grad():
-                self._truth[row] = self.call(self.ids[row : row + 1]).logits[0].float()
-        return self._truth[row]
+                self._truth[key] = self.call(self.ids[row : row + 1, : key[1]]).logits[0].float()
+        return self._truth[key]
 
     @property
     def truths(self) -> Tensor:
@@ -133,6 +134,19 @@ class Probe:
         output = self.call(ids, mask, positions, cache, use_cache=True)
         after = getattr(output, self.cache_name, None)
         return output.logits.float(), cache if after is None else after
+
+    def reordered(self, cache: Any, order: Tensor) -> Any:
+        """The cache of rows `order` (B,), as beam search asks for it.
+
+        Raises:
+            NotApplicable: beam search refuses such a cache.
+        """
+        if hasattr(self.model, "_reorder_cache"):
+            return self.model._reorder_cache(cache, order)
+        if not hasattr(cache, "reorder_cache"):
+            raise NotApplicable("its cache cannot be reordered, so beam search with it is refused")
+        cache.reorder_cache(order)
+        return cache
 
     def in_pieces(
         self,

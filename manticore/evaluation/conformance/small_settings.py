@@ -43,6 +43,13 @@ _BLOCK = {
     "mlp_bias": False,
     "tied": False,
 }
+# Turns by its long factors above 16 tokens, so that the doctor's rows of 20 cross the border.
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [4.0] * 8,
+}
 _THREE_TO_ONE = ["linear_attention"] * 3 + ["full_attention"]
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -143,7 +150,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "attention_window_size": 8,
         "block_types": ["recurrent", "recurrent", "attention"],
     },
-    "rwkv": {"attention_hidden_size": 64, "context_length": 128},
+    # Weights are halved every 6 layers in published models; here so that 4 layers show it.
+    "rwkv": {"attention_hidden_size": 64, "context_length": 128, "rescale_every": 2},
     # Its query width is rounded up to 64 for each head, and its state is not.
     "xlstm": {"hidden_size": 256, "embedding_dim": 256, "num_heads": 2, "num_blocks": 4},
     "zamba2": {
@@ -229,6 +237,10 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "olmo3": ({"attention_bias": True}, {"sliding_window": 5}),
     "opt": ({"do_layer_norm_before": False}, {"enable_bias": False}),
     "phi": ({}, {"partial_rotary_factor": 1.0, "qk_layernorm": True}),
+    "phi3": (
+        {"partial_rotary_factor": 0.5},
+        {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 16},
+    ),
     "qwen2": (
         {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
         {"use_sliding_window": True, "sliding_window": 7, "layer_types": _EVERY_OTHER},
