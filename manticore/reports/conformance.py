@@ -86,6 +86,6 @@ def _legend() -> str:
     return (
         "Numbers are the largest difference over the largest true logit, float32, against the "
         "same model run whole, alone and without a cache. A dash: the model has no use for the "
-        "check, or refuses. gradient-reach: parameters that no gradient reaches. adapter-reach: linear layers "
-        "where PEFT accepts a LoRA that then acts on nothing."
+        "check, or refuses. gradient-reach: parameters that no gradient reaches. adapter-reach: "
+        "linear layers where PEFT accepts a LoRA that then acts on nothing."
     )
