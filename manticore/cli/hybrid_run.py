@@ -14,8 +14,10 @@ from manticore.cli.options import overrides_of, parse_seeds
 from manticore.cli.quiet import quiet_transformers
 from manticore.cli.stages import STAGES, mixture_lines, open_experiment
 from manticore.config import dump_yaml, find_recipe, load_recipe
+from manticore.config.numbers import check_least
 from manticore.config.recipes import HybridRecipe
 from manticore.reports import text_table, write_report
+from manticore.reports.headline import other_budget
 from manticore.runs import RunFolder, environment, write_json
 
 
@@ -25,10 +27,11 @@ def run_hybrid_verb(args: argparse.Namespace) -> int:
     recipe = load_recipe(HybridRecipe, args.recipe, overrides_of(args))
     source = find_recipe(args.recipe)
     out = Path(args.out or Path("runs") / recipe.name)
+    seeds = parse_seeds(args.seeds)
+    check_least({"--processes": (args.processes, 1)})
     if args.dry_run:
         print(describe_run(recipe, source.parent, out))
         return 0
-    seeds = parse_seeds(args.seeds)
     command = shlex.join(["manticore", "run", *_words(args)])
     if seeds is None:
         result = run_once(recipe, source.parent, out, args, command)
@@ -155,7 +158,8 @@ def _finish(
     print(text_table(result["rows"], result["kinds"]))
     if expected is not None:
         rows = load_rows(expected, result["kinds"])
-        print(f"\nCommitted table ({rows[0]['seeds']} seeds, {expected.name}):")
+        tokens = "".join(f" {note}" for note in other_budget(result["rows"], rows))
+        print(f"\nCommitted table ({rows[0]['seeds']} seeds, {expected.name}).{tokens}")
         print(text_table(rows, result["kinds"]))
     _print_goals(result["goals"])
     for sample in result["samples"][:1]:

@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _guarded(name, rest, is_debug)
     if any(verb.startswith(f"{name} ") for verb in VERBS):
         return _run_family(name, rest)
-    return _complain(_unknown_verb(name or "--debug"))
+    return _complain(_unknown_verb(" ".join(words[:2]) or "--debug"))
 
 
 def _run_family(family: str, rest: list[str]) -> int:
@@ -210,9 +210,11 @@ def _complain(message: str) -> int:
 
 
 def _unknown_verb(given: str) -> str:
-    close = difflib.get_close_matches(given, VERBS, n=1)
+    first = given.split()[0]
+    close = [match for text in (given, first) for match in difflib.get_close_matches(text, VERBS)]
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    return f"Unknown verb '{given}'.{hint} Known: {', '.join(VERBS)}."
+    unknown = given if any(verb.startswith(f"{first} ") for verb in VERBS) else first
+    return f"Unknown verb '{unknown}'.{hint} Known: {', '.join(VERBS)}."
 
 
 def _family_overview(family: str) -> str:

@@ -102,13 +102,12 @@ def dropped_weights(hybrid: Any, threshold: float, one_hot: bool) -> list[str]:
             if old > 0 and new == 0:
                 tie = ", chosen among equals" if old == row.max() else ""
                 found.append(f"component {k} in {title} (weight {old:.4f}{tie})")
-            elif old < row.max():
+            elif 0 < old < 1:
                 kept.append(old)
     if not found:
-        smallest = min((weight for weight in kept if weight > 0), default=None)
         advice = "Every row is one-hot already."
-        if smallest is not None:
-            advice = f"The smallest is {smallest:.4f}: give a larger threshold, or --one-hot."
+        if kept:
+            advice = f"The smallest is {min(kept):.4f}: give a larger threshold, or --one-hot."
         raise ValueError(f"No weight is below {threshold:g}: nothing to drop. {advice}")
     return found
 

@@ -57,6 +57,8 @@ def _run_pretrain(args: argparse.Namespace) -> int:
     from manticore.cli.quiet import quiet_transformers
     from manticore.config.recipes import PretrainRecipe
 
+    if args.seeds is not None or args.processes is not None:
+        raise ConfigError("--seeds and --processes are for hybrids. Set `seed` in the recipe.")
     quiet_transformers()
     recipe = load_recipe(PretrainRecipe, args.recipe, overrides_of(args))
     base = find_recipe(args.recipe).parent

@@ -71,6 +71,8 @@ def _nearby(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     here = sorted(folder.glob("*.y*ml")) if folder.is_dir() else []
     shipped = sorted(recipes_root().rglob("*.y*ml")) if recipes_root().is_dir() else []
+    seen = {file.resolve() for file in here}
+    shipped = [file for file in shipped if file.resolve() not in seen]
     names = [str(file) for file in here]
     names += [f"recipes/{file.relative_to(recipes_root())}" for file in shipped]
     if not names:

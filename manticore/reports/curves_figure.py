@@ -77,7 +77,10 @@ def _values(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if isinstance(loss, Mapping):
         return []
     if stage == "search":
-        return [("Search: training loss", loss), ("Search: mixture loss", record.get("arch_loss"))]
+        mixture = record.get("arch_loss")
+        # A search of the frozen hybrid trains no weights: both are the same number.
+        training = [("Search: training loss", loss)] if loss != mixture else []
+        return [*training, ("Search: mixture loss", mixture)]
     titles = {"finetune": "Fine-tuning", "projectors": "Projectors", "validate": "Validation"}
     return [(titles[stage], loss)] if stage in titles else []
 

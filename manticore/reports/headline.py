@@ -86,7 +86,7 @@ def _details(
         details.append(_cross_talk(hybrid, quiet))
     if hybrid["seeds"] == 1:
         details.append("This is one seed: differences of a few thousandths mean nothing.")
-    return details + _committed(committed, component)
+    return details + _committed(committed, component) + other_budget(rows, committed)
 
 
 def _best_of(rows: Sequence[Row], group: str, hybrid: Row) -> Row | None:
@@ -112,6 +112,15 @@ def _cross_talk(hybrid: Row, quiet: Row) -> str:
     else:
         verdict = f"the translators {'earn' if gain > 0 else 'cost'} {abs(gain):.3f}"
     return f"{start} {verdict}."
+
+
+def other_budget(rows: Sequence[Row], committed: Sequence[Row]) -> list[str]:
+    """A sentence where the committed hybrid was trained on more or fewer tokens than this one."""
+    ours, theirs = hybrid_row(rows), hybrid_row(committed)
+    if not ours or not theirs or not ours["tokens"] or ours["tokens"] == theirs["tokens"]:
+        return []
+    tokens = [count_text(row["tokens"]) for row in (theirs, ours)]
+    return [f"Its hybrid was fine-tuned on {tokens[0]} tokens, this one on {tokens[1]}."]
 
 
 def _committed(committed: Sequence[Row], component: Row | None) -> list[str]:

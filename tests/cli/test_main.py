@@ -56,6 +56,10 @@ def test_every_verb_is_in_a_group_that_the_help_shows(capsys):
 def test_an_unknown_verb_is_answered_with_a_suggestion(capsys):
     assert main(["reprot"]) == 2
     assert "Unknown verb 'reprot'. Did you mean 'report'? Known: " in capsys.readouterr().err
+    assert main(["maad", "run"]) == 2
+    assert "Unknown verb 'maad'. Did you mean 'mad run'?" in capsys.readouterr().err
+    assert main(["evl", "model"]) == 2
+    assert "Unknown verb 'evl'. Did you mean 'eval'?" in capsys.readouterr().err
 
 
 def test_a_verb_of_two_words_is_found_and_its_first_word_lists_its_family(monkeypatch, capsys):

@@ -122,8 +122,11 @@ def test_several_seeds_become_one_table_with_spread(project, run_again, tmp_path
 
 def test_seeds_that_are_no_numbers_or_given_twice_are_refused(run_again, tmp_path, capsys):
     for words in ("a,b", "0,0"):
-        assert run_again("--seeds", words, out=tmp_path / "x") == 2
-        assert f"--seeds {words}" in capsys.readouterr().err
+        for more in ([], ["--dry-run"]):
+            assert run_again("--seeds", words, *more, out=tmp_path / "x") == 2
+            assert f"--seeds {words}" in capsys.readouterr().err
+    assert run_again("--dry-run", "--processes", "0", out=tmp_path / "x") == 2
+    assert "--processes=0: at least 1" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

@@ -370,3 +370,11 @@ def test_prune_says_what_is_wrong(project, hybrid, monkeypatch, capsys, model, w
     assert main(["prune", model, *words]) == 2
     assert message in capsys.readouterr().err
     assert not (project / "x").exists()
+
+
+def test_prune_tells_an_even_mixture_from_a_one_hot_one(project, tmp_path, capsys):
+    words = [f"--component={project / name}" for name in ("neox", "mamba")]
+    assert main(["build", *words, "--out", str(tmp_path / "even")]) == 0
+    capsys.readouterr()
+    assert main(["prune", str(tmp_path / "even"), "--out", str(tmp_path / "x")]) == 2
+    assert "The smallest is 0.5000" in capsys.readouterr().err

@@ -41,6 +41,13 @@ def test_a_missing_recipe_suggests_the_nearest(shipped):
         find_recipe("hybrids/quickstrat.yaml")
 
 
+def test_no_recipe_is_suggested_twice(shipped, monkeypatch):
+    monkeypatch.chdir(shipped.parents[2])
+    with pytest.raises(ConfigError) as error:
+        find_recipe("recipes/hybrids/nothing.yaml")
+    assert str(error.value).count("recipes/hybrids/quickstart.yaml") == 1
+
+
 def test_a_folder_is_not_a_recipe(shipped, tmp_path):
     with pytest.raises(ConfigError, match="is a folder, not a recipe"):
         find_recipe(tmp_path)

@@ -125,6 +125,11 @@ def test_panels_start_with_fine_tuning_and_split_validation_by_kind():
     ]  # fmt: skip
 
 
+def test_a_search_of_the_frozen_hybrid_has_one_loss():
+    records = [{"stage": "search", "step": s, "loss": 4.0, "arch_loss": 4.0} for s in (1, 2)]
+    assert [panel.title for panel in curve_panels(records)] == ["Search: mixture loss"]
+
+
 def test_rows_of_one_colour_differ_in_their_dashes():
     styles = looks(fake_rows())
     assert styles["hybrid"].colour == "main"

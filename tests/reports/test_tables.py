@@ -130,6 +130,13 @@ def test_the_headline_names_the_committed_numbers():
     assert any(d.startswith("Over the 3 seeds of the committed table it is 3.3") for d in details)
 
 
+def test_a_committed_table_of_another_budget_is_said_to_be_one():
+    assert not any("fine-tuned on" in d for d in headline(fake_rows(), three_seeds()).details)
+    longer = [{**row, "tokens": 2_000_000} for row in three_seeds()]
+    said = headline(fake_rows(), longer).details[-1]
+    assert said.startswith("Its hybrid was fine-tuned on 2.00 M tokens, this one on ")
+
+
 def test_tables_leave_the_rows_as_they_were():
     rows = fake_rows()
     before = copy.deepcopy(rows)
