@@ -49,6 +49,16 @@ def test_a_sum_holds_the_weighted_changes_and_leaves_its_parts_alone():
     assert not any(p.requires_grad for n, p in model.named_parameters() if n.endswith("sum"))
 
 
+def test_a_sum_is_exact_where_a_layer_has_fewer_blocks_than_asked_for():
+    config = MoReConfig(nblocks=8, block_rank=8, target_modules=["l"], init_weights=False)
+    model = peft.get_peft_model(nn.ModuleDict({"l": nn.Linear(20, 24)}), config)
+    model.add_adapter("b", config)
+    (layer,) = layers(model).values()
+    assert layer.shapes["b"].blocks == 7  # 8 blocks of 3 inputs each would be 24 and not 20
+    lost = model.add_weighted_adapter(["default", "b"], [1.0, -0.5], "sum")
+    assert lost["l"] < 1e-9
+
+
 def test_a_sum_is_saved_and_loaded_like_any_adapter(tmp_path):
     model = two()
     model.add_weighted_adapter(["a", "b"], [1.0, 1.0], "sum")

@@ -109,7 +109,7 @@ class MoReModel(BaseTuner):
         if adapter_name in self.peft_config:
             raise ValueError(f"There is an adapter {adapter_name!r} already. Choose another name.")
         layers = adapted_by(self.model, adapters)
-        config = weighted_config(self.peft_config, adapters, list(layers), block_rank)
+        config = weighted_config(self.peft_config, adapters, layers, block_rank)
         self.peft_config[adapter_name] = config
         self.inject_adapter(self.model, adapter_name)
         return {

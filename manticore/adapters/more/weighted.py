@@ -14,17 +14,14 @@ from manticore.adapters.more.layer import MoReLayer
 def weighted_config(
     configs: Mapping[str, MoReConfig],
     adapters: Sequence[str],
-    targets: Sequence[str],
+    layers: Mapping[str, MoReLayer],
     block_rank: int | None = None,
 ) -> MoReConfig:
     """Settings of a sum: the adapters' blocks, and by default a rank that holds it exactly.
 
-    A tile of block rank R is of rank R / nblocks, rounded up. Ranks of tiles add up, so a sum fits
-    into as many times nblocks.
-
     Args:
         configs: of all adapters, by name.
-        targets: full names of the modules that have any of `adapters`.
+        layers: those that have any of `adapters`, by full name.
     """
     unknown = sorted(set(adapters) - set(configs))
     if unknown or not adapters:
@@ -35,15 +32,11 @@ def weighted_config(
     first = chosen[0]
     for name, config in zip(adapters, chosen, strict=True):
         _refuse_others(name, config, first)
-    greatest = [
-        max(config.block_rank, *(config.rank_pattern or {}).values(), 0) for config in chosen
-    ]
-    counts = [first.nblocks, *(first.nblocks_pattern or {}).values()]
-    exact = max(n * sum(-(-rank // n) for rank in greatest) for n in counts)
+    exact = max(_exact_rank(layer, adapters) for layer in layers.values())
     return dataclasses.replace(
         first,
         block_rank=exact if block_rank is None else block_rank,
-        target_modules=list(targets),
+        target_modules=list(layers),
         exclude_modules=None,
         layers_to_transform=None,
         layers_pattern=None,
@@ -70,6 +63,17 @@ def adapted_by(model: nn.Module, adapters: Sequence[str]) -> dict[str, MoReLayer
         for name, module in model.named_modules()
         if isinstance(module, MoReLayer) and any(key in module.more_A for key in adapters)
     }
+
+
+def _exact_rank(layer: MoReLayer, adapters: Sequence[str]) -> int:
+    """The block rank that holds every sum of a layer's adapters.
+
+    A tile of block rank R has at most R / blocks terms, rounded up. Terms add up, so the sum needs
+    as many in each tile. A layer may have fewer blocks than its adapter's settings ask for.
+    """
+    shapes = [layer.shapes[name] for name in adapters if name in layer.shapes]
+    blocks = shapes[0].blocks
+    return blocks * sum(-(-shape.block_rank // blocks) for shape in shapes)
 
 
 def _refuse_others(name: str, config: MoReConfig, first: MoReConfig) -> None:
