@@ -49,7 +49,7 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 def _logit_scale(config: PreTrainedConfig) -> float:
     """What the family multiplies its logits by (Cohere, Falcon-H1, Granite)."""
-    if config.model_type in ("granite", "granitemoehybrid"):
+    if config.model_type in ("granite", "granitemoe", "granitemoehybrid"):
         return 1.0 / config.logits_scaling
     if config.model_type in ("cohere", "cohere2"):
         return config.logit_scale

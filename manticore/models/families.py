@@ -58,23 +58,29 @@ FAMILIES = {
                 "glm4",
                 "helium",
                 "mistral",
+                "mixtral",
                 "olmo",
                 "olmo2",
+                "olmoe",
                 "phi3",
                 "qwen2",
                 "qwen3",
+                "qwen3_moe",
                 "seed_oss",
                 "smollm3",
                 "stablelm",
             )
         ),
-        Family(
-            model_type="granite",
-            layers="layers",
-            final_norm="norm",
-            entry_multiplier="embedding_multiplier",
-            layer_cache="past_key_values",
-            rotary="rotary_emb",
+        *(
+            Family(
+                model_type=model_type,
+                layers="layers",
+                final_norm="norm",
+                entry_multiplier="embedding_multiplier",
+                layer_cache="past_key_values",
+                rotary="rotary_emb",
+            )
+            for model_type in ("granite", "granitemoe")
         ),
         Family(
             model_type="starcoder2",

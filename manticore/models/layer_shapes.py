@@ -10,9 +10,9 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
 
 from manticore.models.families import check_supported
 from manticore.models.loading import special_floats
-from manticore.models.recurrent_shapes import RECURRENT, MeasuredShape, recurrent_layers
 from manticore.models.shape_formulas import FORMULAS
 from manticore.models.shape_types import LayerShape, MixerShape
+from manticore.models.varied_shapes import VARIED, MeasuredShape, varied_layers
 
 
 def layer_shapes(
@@ -28,7 +28,7 @@ def layer_shapes(
         return converted
     if model_type in FORMULAS:
         return [FORMULAS[model_type](config)] * config.num_hidden_layers
-    return recurrent_layers(config) if model_type in RECURRENT else measured_layers(config)
+    return varied_layers(config) if model_type in VARIED else measured_layers(config)
 
 
 def measured_layers(config: PreTrainedConfig) -> list[LayerShape]:

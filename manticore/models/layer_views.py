@@ -84,7 +84,8 @@ def _slice_config(config: PreTrainedConfig, lo: int, hi: int) -> PreTrainedConfi
             fields[f"_sliced_{name}"] = getattr(config, name)[lo:hi]
             sliced.__class__ = _with_sliced_lists(config.__class__)
     # Recording outputs would leave hooks on the shared layers.
-    fields["output_hidden_states"] = fields["_output_attentions"] = False
+    recorded = ("output_hidden_states", "output_router_logits", "_output_attentions")
+    fields |= dict.fromkeys(recorded, False)
     return sliced
 
 

@@ -360,6 +360,8 @@ LORA_TARGETS = {
     "qwen3_next": ["in_proj_qkvz", "q_proj"],
     "opt": ["q_proj", "fc1"],
     **{family: ["q_proj", "down_proj"] for family in ("arcee", "glm", "glm4")},
+    # Their experts are stacked parameters, which take adapters by another setting.
+    **{family: ["q_proj", "o_proj"] for family in ("mixtral", "qwen3_moe", "olmoe", "granitemoe")},
     "starcoder2": ["q_proj", "c_fc"],
     "gpt_bigcode": ["c_attn", "c_fc"],
     "stablelm": ["q_proj", "down_proj"],
@@ -407,7 +409,7 @@ def test_views_leave_no_trace_on_the_model(family: str) -> None:
     model = tiny(family)
     base, _ = split_causal_lm(model)
     ids = token_ids(model, 2, 9)
-    model.config.output_hidden_states = True
+    model.config.output_hidden_states = model.config.output_router_logits = True
     names = [name for name, _ in model.named_modules()]
     attributes, fields = set(base.__dict__), copy.deepcopy(model.config.to_dict())
     expected = run_in_stages(model, ids, uneven(4))

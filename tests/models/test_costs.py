@@ -28,14 +28,14 @@ from manticore.models.costs import (
 from manticore.models.families import check_supported
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.pretrained import inner_model
-from manticore.models.recurrent_shapes import RECURRENT
 from manticore.models.shape_types import SCAN_BACKWARD, SCAN_FORWARD
+from manticore.models.varied_shapes import VARIED
 from tests.models.tiny import ALL_TINY, tiny, tiny_config, token_ids
 
 every_model = pytest.mark.parametrize(("family", "variant"), ALL_TINY)
 # Models built from mixers count by their mixers' formulas, which tests/mixers compares.
-# Recurrent families have tests of their own.
-COUNTED = [case for case in ALL_TINY if case[0] not in ("manticore_mixers", *RECURRENT)]
+# Families whose layers differ have tests of their own.
+COUNTED = [case for case in ALL_TINY if case[0] not in ("manticore_mixers", *VARIED)]
 counted_by_torch = pytest.mark.parametrize(("family", "variant"), COUNTED)
 MATMULS = ("mm", "addmm", "bmm", "baddbmm")
 
@@ -71,7 +71,7 @@ def eager(family: str, variant: int) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize(
-    ("family", "variant"), [case for case in ALL_TINY if case[0] not in RECURRENT]
+    ("family", "variant"), [case for case in ALL_TINY if case[0] not in VARIED]
 )
 def test_parameters_equal_those_of_the_built_model(family: str, variant: int) -> None:
     model = tiny(family, variant=variant)

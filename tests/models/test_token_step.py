@@ -6,8 +6,8 @@ import torch
 from manticore.models import token_step
 from manticore.models.component_cache import cache_layers
 from manticore.models.pretrained import embed_tokens, enter, run_layers, split_causal_lm
-from manticore.models.recurrent_shapes import RECURRENT
 from manticore.models.stage_cache import StageCache
+from manticore.models.varied_shapes import VARIED
 from tests.models.tiny import ALL_TINY, tiny, token_ids
 
 every_model = pytest.mark.parametrize(("family", "variant"), ALL_TINY)
@@ -40,7 +40,7 @@ def test_a_token_through_the_layers_equals_one_through_the_base_model(family, va
     model = tiny(family, variant=variant)
     if not token_step.takes_token(split_causal_lm(model)[0]):
         # Tuples instead of tensors, several masks or tables; windows and alibi need a mask.
-        is_left = family in (*LEFT_TO_THE_BASE_MODEL, *RECURRENT)
+        is_left = family in (*LEFT_TO_THE_BASE_MODEL, *VARIED)
         assert is_left or model.config.sliding_window
         return
     ids = token_ids(model, 2, PROMPT + NEW)

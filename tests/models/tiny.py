@@ -12,6 +12,7 @@ from transformers import (
 
 import manticore  # noqa: F401 (its own model families are then known to transformers)
 from tests.models.attention_families import ATTENTION_FAMILIES
+from tests.models.expert_families import EXPERT_FAMILIES
 from tests.models.recurrent_families import RECURRENT_FAMILIES, UNCACHED_FAMILIES
 
 VARIANTS = (0, 1, 2)
@@ -72,7 +73,7 @@ _SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
             {"mixer": "gated-deltanet", "n_heads": 2}, {"mixer": "rwkv5", "head_size": 8}]},
     ),
 }  # fmt: skip
-_SETTINGS |= ATTENTION_FAMILIES | RECURRENT_FAMILIES | UNCACHED_FAMILIES
+_SETTINGS |= ATTENTION_FAMILIES | EXPERT_FAMILIES | RECURRENT_FAMILIES | UNCACHED_FAMILIES
 FAMILY_NAMES = tuple(_SETTINGS)
 ALL_TINY = [(family, variant) for family in FAMILY_NAMES for variant in VARIANTS]
 

@@ -71,6 +71,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.7,
         "logits_scaling": 2.0,
     },
+    "granitemoe": {
+        "embedding_multiplier": 2.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "granitemoehybrid": {
         **_MAMBA2,
         "mamba_chunk_size": 8,
@@ -126,6 +134,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "block_size": 8,
     },
     "mistral": {"sliding_window": 8},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "nemotron_h": {
         "layers_block_type": ["mamba", "attention", "mlp", "mamba"],
         "mamba_num_heads": 8,
@@ -136,7 +145,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "olmo3": {"sliding_window": 8, "layer_types": _EVERY_OTHER},
     "olmo_hybrid": {**_DELTA, "linear_num_value_heads": 2, "layer_types": _THREE_TO_ONE},
+    "olmoe": _EXPERTS,
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
+    "qwen3_moe": {**_EXPERTS, "moe_intermediate_size": 32, "mlp_only_layers": [1]},
     "qwen3_next": {
         **_DELTA,
         **_EXPERTS,
@@ -194,6 +205,7 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "gpt_neox": ({"use_parallel_residual": False}, {"rotary_pct": 1.0, "attention_bias": False}),
     "granite": ({"attention_bias": True}, {"mlp_bias": True, "embedding_multiplier": 0.5}),
+    "granitemoe": ({"attention_bias": True}, {"num_experts_per_tok": 3}),
     "helium": ({"attention_bias": True, "mlp_bias": True}, {}),
     "jamba": ({"attn_layer_offset": 0}, {"attn_layer_period": 4}),
     "kimi_linear": ({"num_key_value_heads": 4}, {}),
@@ -233,8 +245,10 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "mistral": ({"sliding_window": 5}, {"sliding_window": None}),
+    "mixtral": ({"sliding_window": 6}, {"num_experts_per_tok": 3}),
     "olmo": ({"clip_qkv": 0.5}, {"attention_bias": True}),
     "olmo3": ({"attention_bias": True}, {"sliding_window": 5}),
+    "olmoe": ({"clip_qkv": 0.5}, {"norm_topk_prob": True}),
     "opt": ({"do_layer_norm_before": False}, {"enable_bias": False}),
     "phi": ({}, {"partial_rotary_factor": 1.0, "qk_layernorm": True}),
     "phi3": (
@@ -244,6 +258,10 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen2": (
         {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
         {"use_sliding_window": True, "sliding_window": 7, "layer_types": _EVERY_OTHER},
+    ),
+    "qwen3_moe": (
+        {"use_sliding_window": True, "sliding_window": 6},
+        {"decoder_sparse_step": 2, "norm_topk_prob": True},
     ),
     "rwkv": ({}, {"intermediate_size": 160}),
     "seed_oss": ({"attention_out_bias": True, "mlp_bias": True}, {"attention_bias": False}),

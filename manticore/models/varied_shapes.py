@@ -1,6 +1,7 @@
-"""Sizes in the layers of recurrent models and of hybrids that others designed.
+"""Sizes in the layers of recurrent models, of hybrids that others designed, of mixtures of experts.
 
-They are read off the layers of a model without storage, since their configs have little in common.
+They are read off the layers of a model without storage, each by itself: layers of one model may
+differ, and the configs have little in common.
 A recurrent mixer counts by the state that it keeps: the elementary operations of the step-by-step
 recurrence, whatever form (chunks, a kernel) computes it.
 """
@@ -9,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,17 +20,21 @@ from manticore.models.amounts import CacheBytes, Flops
 from manticore.models.families import check_supported
 from manticore.models.loading import special_floats
 
-RECURRENT = (
+VARIED = (
     "bamba",
     "falcon_h1",
     "falcon_mamba",
+    "granitemoe",
     "granitemoehybrid",
     "jamba",
     "kimi_linear",
     "lfm2",
     "mamba2",
+    "mixtral",
     "nemotron_h",
     "olmo_hybrid",
+    "olmoe",
+    "qwen3_moe",
     "qwen3_next",
     "rwkv",
 )
@@ -62,7 +67,8 @@ class MeasuredShape:
     """Numbers in the recurrent state."""
     scan: tuple[int, int]
     """Operations of the recurrence for each token, forward and backward."""
-    window: ClassVar[None] = None
+    window: int | None = None
+    """Keys that a token sees, itself included; None: all before it."""
 
     def forward_flops(self, seq_len: int, count: int = 1) -> Flops:
         """Per token, of `count` layers."""
@@ -75,9 +81,10 @@ class MeasuredShape:
     def cache_bytes(self, length: int, dtype: torch.dtype) -> CacheBytes:
         """Cache of one sequence after `length` tokens; recurrent states are float32 or wider."""
         wide = max(dtype.itemsize, torch.float32.itemsize)
+        kept = length if self.window is None else min(length, self.window - 1)
         return CacheBytes(
             state=self.convolution * dtype.itemsize + self.state * wide,
-            kv=2 * length * self.kv_width * dtype.itemsize,
+            kv=2 * kept * self.kv_width * dtype.itemsize,
         )
 
     def _flops(self, seq_len: int, count: int, passes: int, scan: int) -> Flops:
@@ -89,7 +96,7 @@ class MeasuredShape:
         )
 
 
-def recurrent_layers(config: PreTrainedConfig) -> list[MeasuredShape]:
+def varied_layers(config: PreTrainedConfig) -> list[MeasuredShape]:
     """The sizes in every layer, in order."""
     return list(_measured(config.to_json_string(use_diff=False), config.model_type))
 
@@ -119,6 +126,7 @@ def _measure(config: PreTrainedConfig, layer: Any, final_norm: int) -> MeasuredS
         kv_width=_kv_width(config) if attends else 0,
         state=sum(state for state, _, _ in recurrences),
         scan=(sum(f for _, f, _ in recurrences), sum(b for _, _, b in recurrences)),
+        window=getattr(config, "sliding_window", None),
     )
 
 

@@ -1,4 +1,4 @@
-"""Costs of recurrent families against filled caches, torch's counter and small sums by hand."""
+"""Costs of layers that differ: filled caches, torch's counter and small sums by hand."""
 
 import pytest
 import torch
@@ -7,15 +7,17 @@ from transformers import DynamicCache
 
 from manticore.models.costs import cache_bytes, component_cost, decode_flops
 from manticore.models.layer_shapes import layer_shapes
+from tests.models.expert_families import EXPERT_FAMILIES
 from tests.models.recurrent_families import RECURRENT_FAMILIES
 from tests.models.tiny import VARIANTS, tiny, tiny_config, token_ids
 
-every_recurrent = pytest.mark.parametrize(
-    ("family", "variant"), [(name, index) for name in RECURRENT_FAMILIES for index in VARIANTS]
+every_varied = pytest.mark.parametrize(
+    ("family", "variant"),
+    [(name, index) for name in (*RECURRENT_FAMILIES, *EXPERT_FAMILIES) for index in VARIANTS],
 )
 
 
-@every_recurrent
+@every_varied
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_cache_bytes_equal_those_of_the_filled_cache(family, variant, dtype):
@@ -39,7 +41,7 @@ def _values(layer, name):
     return held.values() if isinstance(held, dict) else held
 
 
-@every_recurrent
+@every_varied
 @torch.no_grad()
 def test_matrix_products_equal_torchs_count(family, variant):
     model = tiny(family, variant=variant)
