@@ -24,6 +24,7 @@ from manticore.conversion.recurrent_heads import RecurrentHeads, RecurrentHeadsS
 from manticore.mixers.decayed_scan import decayed_scan
 from manticore.mixers.fresh_weights import uniform_linear
 from manticore.mixers.precision import widen
+from manticore.mixers.time_steps import inverse_softplus
 from manticore.mixers.token_shift import zero_padding
 
 
@@ -184,8 +185,3 @@ def first_log_decays(spec: DecayedHeadsSpec, device: torch.device | None = None)
     first, last = math.log(spec.shortest_memory), math.log(spec.longest_memory)
     memories = torch.linspace(first, last, spec.n_heads, device=device).exp()
     return torch.log1p(-1 / memories)
-
-
-def inverse_softplus(y: Tensor) -> Tensor:
-    """x with softplus(x) = y."""
-    return y + torch.log(-torch.expm1(-y))

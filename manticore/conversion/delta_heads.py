@@ -20,12 +20,12 @@ from torch import Tensor
 from manticore.conversion.decayed_heads import (
     DecayedHeadsSpec,
     first_log_decays,
-    inverse_softplus,
 )
 from manticore.conversion.heads import constant_linear
 from manticore.conversion.recurrent_heads import RecurrentHeads, RecurrentHeadsSpec
 from manticore.mixers.delta_scan import delta_scan
 from manticore.mixers.precision import widen
+from manticore.mixers.time_steps import inverse_softplus
 from manticore.mixers.token_shift import zero_padding
 
 

@@ -67,9 +67,8 @@ class GatedConv(Mixer):
         wants_state: bool,
     ) -> tuple[Tensor, State | None]:
         before = None if state is None else state["before"]
-        write, read, x = self.input(zero_padding(x, padding_mask)).chunk(
-            3, dim=-1
-        )  # each (B, T, D)
+        maps = self.input(zero_padding(x, padding_mask))
+        write, read, x = maps.chunk(3, dim=-1)  # each (B, T, D)
         y, before = self.conv(write * x, before, padding_mask, wants_state)
         y = self.output(read * y)
         if not wants_state:

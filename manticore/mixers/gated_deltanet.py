@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,10 +21,10 @@ from torch import Tensor, nn
 from manticore.mixers.deltanet import DeltaNet, DeltaNetSpec
 from manticore.mixers.fresh_weights import xavier_linear
 from manticore.mixers.precision import widen
+from manticore.mixers.time_steps import first_step_bias
 
 _RATES = (1e-2, 16.0)
-_TIME_STEPS = (1e-3, 1e-1)
-"""Where exp(A) and softplus(c) start, as in Mamba-2: memories of one to 1e5 tokens."""
+"""Where exp(A) starts: with Mamba-2's steps, memories of one to 1e5 tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +55,10 @@ class GatedDeltaNet(DeltaNet):
         super().__init__(spec, generator)
         self.decay = xavier_linear(spec.d_model, spec.n_heads, generator)
         rates = torch.empty(spec.n_heads).uniform_(*_RATES, generator=generator)
-        log_steps = torch.empty(spec.n_heads).uniform_(
-            *(math.log(step) for step in _TIME_STEPS), generator=generator
-        )
         self.log_rate = nn.Parameter(rates.log())
-        self.step_bias = nn.Parameter(_inverse_softplus(log_steps.exp()))
+        self.step_bias = nn.Parameter(first_step_bias(spec.n_heads, generator))
 
     def _log_decay(self, x: Tensor) -> Tensor:
         # float32: bfloat16 has no number between 1 and 1 - 1/256, where slow decays live.
         steps = F.softplus(widen(self.decay(x)) + widen(self.step_bias))
         return -torch.exp(widen(self.log_rate)) * steps
-
-
-def _inverse_softplus(y: Tensor) -> Tensor:
-    return y + torch.log(-torch.expm1(-y))

@@ -27,10 +27,8 @@ from manticore.mixers.selective_scan_choice import (
     choose_selective_scan,
 )
 from manticore.mixers.short_conv import ShortConv
+from manticore.mixers.time_steps import first_step_bias
 from manticore.mixers.token_shift import zero_padding
-
-_TIME_STEPS = (1e-3, 1e-1)
-"""Where softplus(b) starts: memories of ten to a thousand tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +102,8 @@ class Mamba(Mixer):
         self.conv_bias = nn.Parameter(_uniform(inner, spec.conv_size**-0.5, generator))
         self.select = uniform_linear(inner, rank + 2 * spec.d_state, generator, inner**-0.5)
         self.time_step = uniform_linear(rank, inner, generator, rank**-0.5)
-        self.step_bias = nn.Parameter(_first_steps(spec, generator))
+        steps = first_step_bias(inner, generator)
+        self.step_bias = nn.Parameter(steps.zero_() if spec.compat == "mad-lab" else steps)
         states = torch.arange(1, spec.d_state + 1, dtype=torch.float32)
         self.log_rate = nn.Parameter(states.log().expand(inner, -1).clone())  # S4D-real: A = -n
         self.skip = nn.Parameter(torch.ones(inner))
@@ -149,12 +148,3 @@ class Mamba(Mixer):
 
 def _uniform(size: int, bound: float, generator: torch.Generator | None) -> Tensor:
     return torch.empty(size).uniform_(-bound, bound, generator=generator)
-
-
-def _first_steps(spec: MambaSpec, generator: torch.Generator | None) -> Tensor:
-    """The bias whose softplus is log-uniform over the range of first time steps."""
-    low, high = (math.log(step) for step in _TIME_STEPS)
-    steps = torch.empty(spec.inner_width).uniform_(low, high, generator=generator).exp()
-    if spec.compat == "mad-lab":
-        return torch.zeros(spec.inner_width)
-    return steps + torch.log(-torch.expm1(-steps))

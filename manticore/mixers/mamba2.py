@@ -14,7 +14,6 @@ runs it, with its naive twin there.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +25,11 @@ from manticore.mixers.interface import Mixer, MixerSpec, State
 from manticore.mixers.precision import widen
 from manticore.mixers.scan_choice import Kernel, check_kernel, choose_scan
 from manticore.mixers.short_conv import ShortConv
+from manticore.mixers.time_steps import first_step_bias
 from manticore.mixers.token_shift import zero_padding
 
-_TIME_STEPS = (1e-3, 1e-1)
 _RATES = (1.0, 16.0)
-"""Where softplus(b) and exp(A) start, as published: memories of half a token to a thousand."""
+"""Where exp(A) starts, as published: with the steps, memories of half a token to a thousand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +132,7 @@ class Mamba2(Mixer):
         )
         rates = torch.empty(spec.n_heads).uniform_(*_RATES, generator=generator)
         self.log_rate = nn.Parameter(rates.log())
-        self.step_bias = nn.Parameter(_first_steps(spec.n_heads, generator))
+        self.step_bias = nn.Parameter(first_step_bias(spec.n_heads, generator))
         self.skip = nn.Parameter(torch.ones(spec.n_heads))
         self.norm_weight = nn.Parameter(torch.ones(inner))
         self.output = uniform_linear(inner, d_model, generator, inner**-0.5)
@@ -185,10 +184,3 @@ class Mamba2(Mixer):
         gated = (y * F.silu(widen(z))).unflatten(-1, (self.spec.n_groups, -1))
         scale = torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.spec.norm_eps)
         return (gated * scale).flatten(-2) * widen(self.norm_weight)
-
-
-def _first_steps(n_heads: int, generator: torch.Generator | None) -> Tensor:
-    """The bias whose softplus is log-uniform over the range of first time steps."""
-    low, high = (math.log(step) for step in _TIME_STEPS)
-    steps = torch.empty(n_heads).uniform_(low, high, generator=generator).exp()
-    return steps + torch.log(-torch.expm1(-steps))
