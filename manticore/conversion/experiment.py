@@ -19,7 +19,7 @@ from manticore.config.transfer_recipe import StudentConfig, TransferRecipe
 from manticore.conversion.context_costs import context_costs
 from manticore.conversion.goals import judge
 from manticore.conversion.student_trials import train_student, trained_student
-from manticore.conversion.teacher import prepared, teacher_tokenizer
+from manticore.conversion.teacher import Prepared, prepared, teacher_tokenizer
 from manticore.evaluation.language import losses_by_kind
 from manticore.evaluation.recall import recall_probes
 from manticore.evaluation.samples import sample
@@ -44,7 +44,7 @@ class TransferExperiment:
         """Everything that the report shows; trains what is missing."""
         rows = self.rows()
         teacher = self.teacher()
-        shared = prepared(trial_recipe(self.recipe), self.base)
+        shared = self._shared()
         return {
             "name": self.recipe.name,
             "teacher": teacher,
@@ -80,9 +80,10 @@ class TransferExperiment:
         """The same measures of the teacher."""
         if self.folder.is_done("teacher"):
             return self.folder.record("teacher")
-        _, teacher, data = prepared(trial_recipe(self.recipe), self.base)
-        found = self._measures(teacher, data)
-        found["validation"] = losses_by_kind(teacher, data.packs["validation"])["loss"]["mean"]
+        teacher = self._shared().teacher
+        found = self._measures(teacher)
+        validation = self._shared().data.packs["validation"]
+        found["validation"] = losses_by_kind(teacher, validation)["loss"]["mean"]
         found["parameters"] = sum(p.numel() for p in teacher.parameters())
         self.folder.finish("teacher", found)
         return found
@@ -105,7 +106,7 @@ class TransferExperiment:
 
     def _writers(self) -> Iterator[tuple[str, PreTrainedModel]]:
         """The teacher and every row's model of the first seed, one in memory at a time."""
-        yield "teacher", prepared(trial_recipe(self.recipe), self.base).source
+        yield "teacher", self._shared().source
         for row in self.rows():
             one = {**row, "seed": row["seeds"][0]}
             yield row["id"], trained_student(self.recipe, one, self.base, self.folder.path)
@@ -143,19 +144,21 @@ class TransferExperiment:
         stage = f"test/{result['id']}-lr{result['lr']:g}-seed{result['seed']}"
         if self.folder.is_done(stage):
             return self.folder.record(stage)
-        data = prepared(trial_recipe(self.recipe), self.base).data
         model = trained_student(self.recipe, result, self.base, self.folder.path)
-        found = self._measures(model, data)
+        found = self._measures(model)
         self.folder.finish(stage, found)
         return found
 
-    def _measures(self, model: Any, data: Any) -> dict[str, Any]:
-        test = losses_by_kind(model, data.packs["test"])
+    def _measures(self, model: Any) -> dict[str, Any]:
+        test = losses_by_kind(model, self._shared().data.packs["test"])
         return {
             "loss": test["loss"]["mean"],
             "bits_per_byte": test["bits_per_byte"]["mean"],
-            **recall_probes(model, model.config.vocab_size),
+            **recall_probes(model, self._shared().recall_tokens),
         }
+
+    def _shared(self) -> Prepared:
+        return prepared(trial_recipe(self.recipe), self.base)
 
     def _rates(self, row: StudentConfig) -> list[float]:
         if row.lr is not None:

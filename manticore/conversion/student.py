@@ -50,7 +50,8 @@ class Student:
         self, recipe: TransferRecipe, row: StudentConfig, base: Path, lr: float, seed: int
     ) -> None:
         self.recipe, self.row, self.lr, self.seed = recipe, row, lr, seed
-        self.source, self.teacher, self.data = prepared(recipe, base)
+        shared = prepared(recipe, base)
+        self.source, self.teacher, self.data = shared.source, shared.teacher, shared.data
         self.align_steps, self.steps = recipe.steps_of(row)
 
     @property

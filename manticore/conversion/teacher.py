@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -16,12 +17,14 @@ from manticore.config.transfer_recipe import TransferRecipe
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.conversion.transfer import identity
 from manticore.conversion.vocabulary import check_tokenizer
+from manticore.evaluation.recall import recall_tokens
 from manticore.models.loading import load_component
 from manticore.text.prepared import PreparedData, prepare_data, resolve_path
 from manticore.text.tokenizers import load_tokenizer
 
 
-class Prepared(NamedTuple):
+@dataclass(frozen=True)
+class Prepared:
     """What all students of a recipe share."""
 
     source: PreTrainedModel
@@ -30,6 +33,8 @@ class Prepared(NamedTuple):
     """The same in converted blocks, with all its attention; frozen."""
     data: PreparedData
     """Packed text."""
+    recall_tokens: list[int]
+    """Ids that the training text uses: those from which recall probes draw."""
 
 
 def prepared(recipe: TransferRecipe, base: Path) -> Prepared:
@@ -42,7 +47,9 @@ def _prepared_from(text: str, base: str) -> Prepared:
     recipe = from_plain(TransferRecipe, parse_yaml(text, "the recipe"), source="the recipe")
     source, tokenizer = checked_teacher(recipe, Path(base))
     data = prepare_data(recipe.data, tokenizer, Path(base))
-    return Prepared(source, identity(source).requires_grad_(False), data)
+    text = (pack.rows for pack in data.packs["train"].values())
+    tokens = recall_tokens(text, source.config.vocab_size, tokenizer.all_special_ids)
+    return Prepared(source, identity(source).requires_grad_(False), data, tokens)
 
 
 def checked_teacher(recipe: TransferRecipe, base: Path) -> tuple[PreTrainedModel, Any]:

@@ -11,6 +11,7 @@ arXiv:2312.04927), so these stand beside the loss wherever an attention layer wa
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +39,14 @@ class RecallProbe:
 
 
 def recall_probes(
-    model: nn.Module, vocab_size: int, probe: RecallProbe | None = None
+    model: nn.Module, tokens: Sequence[int], probe: RecallProbe | None = None
 ) -> dict[str, float]:
     """Both probes on a causal language model.
 
     Args:
         model: called as `model(input_ids, use_cache=False).logits`; in eval mode for the duration.
-        vocab_size: tokens to draw from, all but the first 8, which are special in most tokenizers.
+        tokens: ids to draw from, all different. Take those of the text (`recall_tokens`): one that
+            no training has shown has a random embedding and tells nothing.
 
     Returns:
         `induction_accuracy` and `induction_gain` (nats by which the second copy is easier than the
@@ -54,33 +56,45 @@ def recall_probes(
     was_training = model.training
     model.eval()
     try:
-        return {**_induction(model, vocab_size, probe), **_mqar(model, vocab_size, probe)}
+        return {**_induction(model, tokens, probe), **_mqar(model, tokens, probe)}
     finally:
         model.train(was_training)
 
 
-def induction_rows(vocab_size: int, probe: RecallProbe) -> Tensor:
-    """Token ids (rows, 2 * copied): random tokens, all different within a row, twice."""
+def recall_tokens(
+    text: Iterable[np.ndarray], vocab_size: int, special: Collection[int] = ()
+) -> list[int]:
+    """Ids to draw from: those of packed text without special ones, in order.
+
+    Text of fewer ids than the probes take gives all of the vocabulary instead.
+    """
+    found = set().union(*(np.unique(ids).tolist() for ids in text)).difference(special)
+    if len(found) <= max(RecallProbe.copied, RecallProbe.seq_len):
+        found = set(range(vocab_size)).difference(special)
+    return sorted(found)
+
+
+def induction_rows(tokens: Sequence[int], probe: RecallProbe) -> Tensor:
+    """Token ids (rows, 2 * copied): random tokens, all different in a row, twice."""
     rng = numpy_generator(probe.seed, "recall probes", "induction")
-    tokens = _FIRST + np.stack(
-        [rng.permutation(vocab_size - _FIRST)[: probe.copied] for _ in range(probe.rows)]
-    )
-    return torch.from_numpy(np.concatenate([tokens, tokens], axis=1))
+    drawn = np.stack([rng.permutation(tokens)[: probe.copied] for _ in range(probe.rows)])
+    return torch.from_numpy(np.concatenate([drawn, drawn], axis=1))
 
 
-def mqar_rows(vocab_size: int, probe: RecallProbe) -> tuple[Tensor, Tensor]:
+def mqar_rows(tokens: Sequence[int], probe: RecallProbe) -> tuple[Tensor, Tensor]:
     """Token ids and targets (rows, seq_len), -100 where nothing is asked."""
     inputs, targets = make_data(
         "mqar",
         probe.rows,
         derive_seed(probe.seed, "recall probes", "mqar"),
         split="test",
-        vocab_size=2 * ((vocab_size - _FIRST) // 2),
+        vocab_size=2 * (len(tokens) // 2),
         seq_len=probe.seq_len,
         num_kv_pairs=probe.pairs,
     )
-    targets = np.where(targets == IGNORE, IGNORE, targets + _FIRST)
-    return torch.from_numpy(inputs + _FIRST), torch.from_numpy(targets)
+    ids = np.asarray(tokens)
+    targets = np.where(targets == IGNORE, IGNORE, ids[np.maximum(targets, 0)])
+    return torch.from_numpy(ids[inputs]), torch.from_numpy(targets)
 
 
 @torch.no_grad()
@@ -91,12 +105,9 @@ def next_token_outcomes(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
     return -said.squeeze(-1), logits.argmax(dim=-1)[:, :-1] == following
 
 
-_FIRST = 8
-
-
 @torch.no_grad()
-def _induction(model: nn.Module, vocab_size: int, probe: RecallProbe) -> dict[str, float]:
-    nats, hits = next_token_outcomes(model, induction_rows(vocab_size, probe))
+def _induction(model: nn.Module, tokens: Sequence[int], probe: RecallProbe) -> dict[str, float]:
+    nats, hits = next_token_outcomes(model, induction_rows(tokens, probe))
     # The second copy's first token follows nothing that has been seen.
     first, second = slice(0, probe.copied - 1), slice(probe.copied, None)
     return {
@@ -106,8 +117,8 @@ def _induction(model: nn.Module, vocab_size: int, probe: RecallProbe) -> dict[st
 
 
 @torch.no_grad()
-def _mqar(model: nn.Module, vocab_size: int, probe: RecallProbe) -> dict[str, float]:
-    ids, targets = mqar_rows(vocab_size, probe)
+def _mqar(model: nn.Module, tokens: Sequence[int], probe: RecallProbe) -> dict[str, float]:
+    ids, targets = mqar_rows(tokens, probe)
     logits = _logits(model, ids)
     shown = ids[:, 1 : 2 * probe.pairs : 2]  # (rows, pairs) values
     choices = logits.gather(2, shown[:, None].expand(-1, ids.shape[1], -1))
