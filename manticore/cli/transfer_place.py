@@ -73,7 +73,8 @@ def place(args: argparse.Namespace) -> tuple[Sequence[Any], Any]:
     target: dict[str, Any] = {"mixer": args.mixer or row.mixer}
     if args.mixer in (None, row.mixer):
         target |= row.settings
-    source, _, data = prepared(recipe, find_recipe(args.recipe).parent)
+    shared = prepared(recipe, find_recipe(args.recipe).parent)
+    source, data = shared.source, shared.data
     texts = [
         [data.batches(split, recipe.train.batch_size, 0).batch_at(i) for i in range(args.batches)]
         for split in ("train", "validation")
