@@ -187,6 +187,7 @@ def parameter_lines(recipe: AdaptRecipe, base: Path) -> list[str]:
     """Trained parameters and training FLOPs per token of every method, without reading weights."""
     import torch
 
+    from manticore.evaluation.memory_shadow import UnknownMemoryError
     from manticore.tuning.methods import trainable_parameters
     from manticore.tuning.models import shell_model
 
@@ -197,7 +198,7 @@ def parameter_lines(recipe: AdaptRecipe, base: Path) -> list[str]:
                 model = shell_model(recipe, method, base)
         except FileNotFoundError as error:
             return [f"parameters: unknown, {error}"]
-        except RuntimeError:  # BOFT reads numbers while it is built; here there are none
+        except UnknownMemoryError:
             lines.append(f"{method.id}: parameters unknown, {method.method} needs the weights")
             continue
         total = sum(p.numel() for p in model.parameters())

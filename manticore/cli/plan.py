@@ -4,8 +4,10 @@ No weights are read and nothing is trained: every step is made once with tensors
 and no data, and counted. Weights, gradients, optimizer, activations and cache are those of the
 moment at which their sum is largest. On a CPU the sum is what torch allocates, within a few
 percent. Not counted: the program itself (about 0.5 GB for each process), scratch space inside
-kernels, the allocator's fragmentation and a GPU's context (together about a tenth; the plan says
-"tight" within 15 %), and the moment of writing a checkpoint. A plan is for one training at a time.
+kernels, what an allocator holds and does not use, a GPU's context, and the moment of writing a
+checkpoint. What an allocator holds on top is not known beforehand: with --gpu a plan is called
+tight within 15 % of the memory; with --memory from half of it on, because on a CPU runs were seen
+to hold up to twice what their tensors take. A plan is for one training at a time.
 Plans are made of recipes for pretraining, hybrids, adapters and transfers. `manticore mad` has no
 recipes and needs no plan: its models are 128 channels wide and train on any machine.
 
@@ -22,16 +24,23 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manticore.cli.options import add_out, add_quiet, add_recipe, overrides_of
 from manticore.config import find_recipe, load_recipe, recipe_kind
 
-MARGIN = 0.15
+if TYPE_CHECKING:
+    from manticore.evaluation.memory_plan import Memory, Stage
+
+MARGINS = {"gpu": 0.15, "memory": 1.0}
 """Share by which a run may exceed its plan; what lies within is called tight."""
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SMALLEST = 10**6
+"""Less is no memory of a machine but a slip of the unit."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,16 +59,41 @@ def run(args: argparse.Namespace) -> int:
     from manticore.cli.hybrid_run import quiet_transformers
     from manticore.runs import write_json
 
-    budget = parse_bytes(args.gpu or args.memory)
+    room = room_of(args)
     quiet_transformers()
-    plan = make_plan(args, budget)
+    plan = make_plan(args, room)
     if args.out:
         write_json(args.out, plan)
     print(json.dumps(plan, indent=2) if args.json else "\n".join(plan_lines(plan)))
     return 1 if plan["verdict"] == "does not fit" else 0
 
 
-def make_plan(args: argparse.Namespace, budget: int | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Room:
+    """The memory that a run should fit into."""
+
+    size: int
+    """Bytes."""
+    kind: str
+    """gpu or memory."""
+
+    def verdict(self, total: int) -> str:
+        """fits, tight or does not fit."""
+        if total > self.size:
+            return "does not fit"
+        return "tight" if total * (1 + MARGINS[self.kind]) > self.size else "fits"
+
+
+def room_of(args: argparse.Namespace) -> Room | None:
+    """What --gpu or --memory gives; None without them."""
+    for kind in MARGINS:
+        given = getattr(args, kind)
+        if given is not None:
+            return Room(parse_bytes(given, f"--{kind}"), kind)
+    return None
+
+
+def make_plan(args: argparse.Namespace, room: Room | None) -> dict[str, Any]:
     """The whole plan as plain values."""
     from tqdm import tqdm
 
@@ -69,34 +103,54 @@ def make_plan(args: argparse.Namespace, budget: int | None) -> dict[str, Any]:
     recipe: Any = load(())
     stages = stages_of(recipe, base, False)
     bar = tqdm(stages, desc="stages", leave=False, disable=args.quiet, file=sys.stderr)
-    measured = {stage.name: stage.measure() for stage in bar}
+    measured, unknown = measure(bar)
     total = max(memory.total for memory in measured.values())
     changes = []
-    if budget is None or total > budget:
+    size = room.size if room else None
+
+    def verdict(total: int) -> str | None:
+        return room.verdict(total) if room else None
+
+    if room is None or total > room.size:
 
         def rebuild(change: Any) -> Any:
-            return stages_of(load(change.keys), base, change.adapters)
+            changed = stages_of(load(change.keys), base, change.adapters)
+            return [stage for stage in changed if stage.name not in unknown]
 
-        found = measure_changes(recipe, rebuild, measured, budget)
+        found = measure_changes(recipe, rebuild, measured, size)
         for outcome in tqdm(found, desc="changes", leave=False, disable=args.quiet):
             change = {"title": outcome.change.title, "keys": list(outcome.change.keys)}
-            changes.append(
-                {**change, "total": outcome.total, "verdict": verdict(outcome.total, budget)}
-            )
+            changes.append({**change, "total": outcome.total, "verdict": verdict(outcome.total)})
     return {
         "verb": "plan",
         "recipe": str(args.recipe),
         "overrides": list(overrides_of(args)),
         "kind": recipe.kind,
-        "budget": budget,
+        "budget": size,
         "total": total,
-        "verdict": verdict(total, budget),
+        "verdict": verdict(total),
         "stages": [
-            {"name": name, **memory.to_dict(), "verdict": verdict(memory.total, budget)}
+            {"name": name, **memory.to_dict(), "verdict": verdict(memory.total)}
             for name, memory in measured.items()
         ],
+        "unknown": unknown,
         "changes": changes,
     }
+
+
+def measure(stages: Iterable[Stage]) -> tuple[dict[str, Memory], dict[str, str]]:
+    """Memory of every stage, and why that of some cannot be told; raises if that is all."""
+    from manticore.evaluation.memory_shadow import UnknownMemoryError
+
+    measured, unknown = {}, {}
+    for stage in stages:
+        try:
+            measured[stage.name] = stage.measure()
+        except UnknownMemoryError as error:
+            unknown[stage.name] = str(error)
+    if not measured:
+        raise ValueError(next(iter(unknown.values())))
+    return measured, unknown
 
 
 def opened(args: argparse.Namespace) -> tuple[Any, Any, Path]:
@@ -113,23 +167,21 @@ def opened(args: argparse.Namespace) -> tuple[Any, Any, Path]:
     return load, kind.stages, find_recipe(args.recipe).parent
 
 
-def parse_bytes(text: str | None) -> int | None:
+def parse_bytes(text: str, name: str = "memory", smallest: int = _SMALLEST) -> int:
     """`80GB` or `16GiB` as bytes."""
-    if text is None:
-        return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not found or found[2].upper() not in _UNITS or not float(found[1]):
-        raise ValueError(f"{text} is no amount of memory. Give one like 80GB, 16GiB or 500MB.")
-    return round(float(found[1]) * _UNITS[found[2].upper()])
-
-
-def verdict(total: int, budget: int | None) -> str | None:
-    """fits, tight or does not fit; None without a budget."""
-    if budget is None:
-        return None
-    if total > budget:
-        return "does not fit"
-    return "tight" if total * (1 + MARGIN) > budget else "fits"
+    if found and not found[2] and float(found[1]):
+        raise ValueError(
+            f"{name} {text} has no unit. Write {found[1]}GB (10^9 bytes), {found[1]}GiB (2^30 "
+            "bytes) or an amount in KB, MB, TB, KiB, MiB or TiB."
+        )
+    size = round(float(found[1]) * _UNITS.get(found[2].upper(), 0)) if found else 0
+    if size < smallest:
+        more = " 1MB or more," if smallest == _SMALLEST else ""
+        raise ValueError(
+            f"{name} {text} is no amount of memory. Give{more} an amount like 80GB, 16GiB or 512MB."
+        )
+    return size
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
@@ -145,6 +197,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     if plan["budget"] is not None:
         most += f" of {size_text(plan['budget'])}: {plan['verdict']}"
     lines += ["", most]
+    lines += [f"not told: {name}. {why}" for name, why in plan["unknown"].items()]
     if plan["changes"]:
         lines += ["", "to need less (the most memory at one time after each change):"]
     for change in plan["changes"]:

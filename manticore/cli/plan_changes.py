@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from manticore.config.transfer_recipe import StudentAdapterConfig
@@ -46,32 +46,74 @@ def measure_changes(
 ) -> Iterator[Outcome]:
     """Each change by itself, then all that have keys together.
 
+    Where evaluations do not fit either, that is mended first and for all: nothing else helps them.
+
     Args:
         recipe: of any kind.
         rebuild: the stages of the recipe after a change.
-        measured: memory of the unchanged stages, by name. Those that do not fit are measured
-            again, or the largest if there is no budget.
+        measured: memory of the unchanged stages, by name.
     """
     largest = max(memory.total for memory in measured.values())
-    limit = largest - 1 if budget is None else budget
-    kept = max((m.total for m in measured.values() if m.total <= limit), default=0)
-    names = [name for name, memory in measured.items() if memory.total > limit]
 
     def total(change: Change) -> int:
-        stages = {stage.name: stage for stage in rebuild(change)}
-        return max([kept, *(stages[name].measure().total for name in names if name in stages)])
+        return _most(rebuild(change), measured)
 
+    kept: tuple[str, ...] = ()
+    limit = largest - 1 if budget is None else budget
+    if fewer := _rows_of_evaluations(recipe, rebuild, measured, limit):
+        kept, largest = fewer.keys, total(fewer)
+        yield Outcome(change=fewer, total=largest)
+        if budget is not None and largest <= budget:
+            return
     useful: list[Change] = []
     for ladder in ladders(recipe):
-        outcome = _first_that_fits(ladder, total, limit if budget is not None else None)
+        joined = [replace(change, keys=(*kept, *change.keys)) for change in ladder]
+        outcome = _first_that_fits(joined, total, budget)
         if outcome is not None and outcome.total < 0.99 * largest:
             useful.append(outcome.change)
             yield outcome
     harmless = [change for change in useful if change.keys and not change.is_last_resort]
     if len(harmless) > 1:
-        keys = tuple(key for change in harmless for key in change.keys)
+        keys = tuple(dict.fromkeys(key for change in harmless for key in change.keys))
         together = Change(title="these together", keys=keys)
         yield Outcome(change=together, total=total(together))
+
+
+def _rows_of_evaluations(
+    recipe: Any,
+    rebuild: Callable[[Change], list[Stage]],
+    measured: dict[str, Memory],
+    limit: int,
+) -> Change | None:
+    """So many rows at once that evaluations fit, if they do not and the recipe says how many."""
+    names = {name for name in ("evaluation", "answers") if name in measured}
+    if recipe.kind != "adapt" or max(measured[name].total for name in names) <= limit:
+        return None
+    title = "fewer rows at once in evaluations: same numbers; all changes below with it"
+    ladder = [
+        Change(title=title, keys=(f"evaluate.batch_size={rows}",))
+        for rows in _halves(recipe.evaluate.batch_size)
+    ]
+
+    def total(change: Change) -> int:
+        return _most([stage for stage in rebuild(change) if stage.name in names], measured)
+
+    outcome = _first_that_fits(ladder, total, limit)
+    return outcome and outcome.change
+
+
+def _most(stages: list[Stage], before: dict[str, Memory]) -> int:
+    """Bytes of the largest stage after a change.
+
+    A change adds nothing to a stage, so those that were smaller before are not measured.
+    """
+    bounds = {s.name: before[s.name].total if s.name in before else math.inf for s in stages}
+    most = 0
+    for stage in sorted(stages, key=lambda stage: bounds[stage.name], reverse=True):
+        if bounds[stage.name] <= most:
+            break
+        most = max(most, stage.measure().total)
+    return most
 
 
 def _first_that_fits(
@@ -117,8 +159,8 @@ def ladders(recipe: Any) -> Iterator[list[Change]]:
         yield from _of_transfer(recipe)
     if recipe.kind == "hybrid":
         title = (
-            "LoRA of rank 8 on the hybrid, from Python: peft.get_peft_model(hybrid, "
-            "LoraConfig(r=8, target_modules=default_targets(hybrid)))"
+            "LoRA of rank 8 on the hybrid: `manticore adapt run` with its folder as model.path and "
+            "targets: [default]"
         )
         yield [Change(title=title, adapters=True)]
     yield from _last_resorts(recipe, section)
@@ -162,6 +204,15 @@ def _last_resorts(recipe: Any, section: str) -> Iterator[list[Change]]:
         yield [Change(title=title, keys=shorter, is_last_resort=True)]
 
 
+def _halves(rows: int) -> list[int]:
+    """Half as many, a quarter, down to one."""
+    found = []
+    while rows > 1:
+        rows //= 2
+        found.append(rows)
+    return found
+
+
 def _pieces(batch_size: int, now: int) -> list[int]:
     """Twice as many pieces, four times as many, up to one row each."""
     found = []
@@ -175,10 +226,10 @@ def with_student_adapters(recipe: Any) -> Any:
     """A transfer recipe whose inherited matrices are trained by LoRA only."""
     lora = StudentAdapterConfig(method="lora", settings={"r": 8})
     rows = tuple(
-        dataclasses.replace(row, adapter=lora, freeze=False) if _takes_adapter(recipe, row) else row
+        replace(row, adapter=lora, freeze=False) if _takes_adapter(recipe, row) else row
         for row in recipe.rows
     )
-    return dataclasses.replace(recipe, rows=rows)
+    return replace(recipe, rows=rows)
 
 
 def _takes_adapter(recipe: Any, row: Any) -> bool:
@@ -189,9 +240,7 @@ def _takes_adapter(recipe: Any, row: Any) -> bool:
 def with_adapters(recipe: Any) -> Any:
     """An adapter recipe whose full fine-tuning has become LoRA."""
     methods = tuple(
-        dataclasses.replace(method, method="lora", settings={"r": 8})
-        if method.method == "full"
-        else method
+        replace(method, method="lora", settings={"r": 8}) if method.method == "full" else method
         for method in recipe.methods
     )
-    return dataclasses.replace(recipe, methods=methods)
+    return replace(recipe, methods=methods)

@@ -39,6 +39,10 @@ _INDEXING = {
 }
 
 
+class UnknownMemoryError(ValueError):
+    """The memory of something cannot be told without its numbers."""
+
+
 class Shadow:
     """Models and steps without numbers; everything that meets must come from one Shadow."""
 
@@ -77,7 +81,7 @@ class Shadow:
                 yield tally
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             names = ", ".join(type(owner).__name__ for owner in owners)
-            raise ValueError(
+            raise UnknownMemoryError(
                 f"The memory of {names} cannot be told without its numbers: {error.func} decides "
                 "a size or a branch by them, as where experts are chosen token by token. Measure "
                 "a short run instead."

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from manticore.adapters.uncovered import UncoveredLayersWarning
 from manticore.config.adapter_recipe import AdaptModelConfig, AdaptRecipe, MethodConfig
+from manticore.evaluation.memory_shadow import UnknownMemoryError
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.weight_files import first_line
 from manticore.seeds import derive_seed
@@ -149,7 +150,8 @@ def _new_heads(model: PreTrainedModel) -> tuple[str, ...]:
 def shell_model(recipe: AdaptRecipe, method: MethodConfig, base: Path) -> torch.nn.Module:
     """The model without weights, wrapped by a method: for counting. Call it on the meta device.
 
-    No hub is asked: a model that is not on this machine raises FileNotFoundError.
+    No hub is asked: a model that is not on this machine raises FileNotFoundError, a method that
+    computes with the model's weights UnknownMemoryError.
     """
     _refuse_quantized(recipe, method)
     settings = load_config_of(recipe.model, base, is_dry=True)
@@ -160,4 +162,11 @@ def shell_model(recipe: AdaptRecipe, method: MethodConfig, base: Path) -> torch.
         model = AutoModelForSequenceClassification.from_config(settings)
     else:
         model = AutoModelForCausalLM.from_config(settings)
-    return wrapped_model(model, method, is_classifier)
+    try:
+        with torch.device("cpu"):  # BOFT and FourierFT read what they have just drawn
+            return wrapped_model(model, method, is_classifier)
+    except RuntimeError as error:
+        raise UnknownMemoryError(
+            f"{method.id}: {method.method} computes with the weights while it is built, so its "
+            "parameters and memory cannot be told without them. Measure a short run instead."
+        ) from error

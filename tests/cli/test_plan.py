@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from manticore.cli.main import main
-from manticore.cli.plan import parse_bytes, size_text, verdict
+from manticore.cli.plan import Room, parse_bytes, size_text
 from manticore.config import find_recipe, load_recipe
 from manticore.config.adapter_recipe import AdaptRecipe
 from manticore.config.recipes import HybridRecipe
@@ -136,16 +137,74 @@ def test_sizes_have_three_digits_and_never_a_power(size, text):
     assert size_text(size) == text
 
 
+def adapter_recipe(tmp_path, *methods: str, **evaluate: Any) -> str:
+    """The maths recipe with other methods, tiny."""
+    plain = yaml.safe_load(find_recipe(ADAPT).read_text(encoding="utf-8"))
+    base = find_recipe(ADAPT).parent
+    plain["model"]["path"] = str((base / plain["model"]["path"]).resolve())
+    plain["data"] |= {"seq_len": 16}
+    plain["train"] |= {"batch_size": 2}
+    plain["evaluate"] |= evaluate
+    plain["methods"] = [{"id": name, "label": name, "method": name} for name in methods]
+    plain["goals"] = []
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps(plain), encoding="utf-8")
+    return str(path)
+
+
+def test_a_method_that_needs_the_weights_is_left_out_and_named(capsys, tmp_path):
+    status, plan = plan_of(capsys, adapter_recipe(tmp_path, "boft", "adamss"), "--gpu", "1GB")
+    names = [stage["name"] for stage in plan["stages"]]
+    assert (status, names) == (0, ["training by boft", "evaluation"])
+    assert "adamss computes with the weights" in plan["unknown"]["training by adamss"]
+
+
+def test_evaluations_that_do_not_fit_get_fewer_rows_before_anything_else(capsys, tmp_path):
+    recipe = adapter_recipe(tmp_path, "full", batch_size=256)
+    status, plan = plan_of(capsys, recipe, "--gpu", "20MB")
+    largest = {stage["name"]: stage["total"] for stage in plan["stages"]}
+    assert (status, plan["verdict"]) == (1, "does not fit")
+    assert largest["evaluation"] > 20e6
+    (key,) = plan["changes"][0]["keys"]
+    assert key.startswith("evaluate.batch_size=")
+    assert all(key in change["keys"] for change in plan["changes"] if change["keys"])
+    _, changed = plan_of(capsys, recipe, key, "--gpu", "20MB")
+    assert changed["total"] == plan["changes"][0]["total"] < plan["total"]
+    assert {s["name"]: s["verdict"] for s in changed["stages"]}["evaluation"] != "does not fit"
+
+
+def test_without_a_budget_advice_counts_every_stage_after_the_change(capsys, tmp_path):
+    recipe = adapter_recipe(tmp_path, "full", "lora", batch_size=1)
+    words = [recipe, "train.batch_size=32"]
+    _, plan = plan_of(capsys, *words)
+    change = next(c for c in plan["changes"] if "train.grad_accumulation=2" in c["keys"])
+    _, changed = plan_of(capsys, *words, *change["keys"], "--gpu", "1GB")
+    assert changed["total"] == change["total"]
+
+
 def test_memory_is_given_with_a_unit():
     assert parse_bytes("80GB") == 80 * 10**9
     assert parse_bytes("1.5 GiB") == 3 * 2**29
-    for wrong in ("80XB", "much", "0GB", "-1GB"):
-        with pytest.raises(ValueError, match="no amount of memory"):
+    for wrong in ("80XB", "much", "0GB", "-1GB", "0", "10kb", "1.5"):
+        with pytest.raises(ValueError, match=r"no amount of memory|has no unit"):
             parse_bytes(wrong)
 
 
+def test_an_amount_without_a_unit_is_asked_for_one(capsys):
+    assert main(["plan", HYBRID, "--gpu", "80"]) == 2
+    said = capsys.readouterr().err
+    assert "--gpu 80 has no unit. Write 80GB" in said
+    assert "most at one time" not in said
+
+
 def test_what_fills_the_room_to_within_the_margin_is_tight():
-    assert [verdict(total, 100) for total in (80, 90, 101)] == ["fits", "tight", "does not fit"]
+    found = [Room(100, "gpu").verdict(total) for total in (80, 90, 101)]
+    assert found == ["fits", "tight", "does not fit"]
+
+
+def test_on_a_cpu_the_margin_is_as_large_as_the_plan():
+    found = [Room(100, "memory").verdict(total) for total in (50, 51, 101)]
+    assert found == ["fits", "tight", "does not fit"]
 
 
 def test_quantized_weights_are_refused_with_what_to_do(capsys):
