@@ -60,7 +60,7 @@ def check_budget(sizes: LayerBytes, budget: CacheBudget) -> None:
         raise ValueError(
             f"No layout keeps the cache of {budget.context:,} tokens within {budget.max_bytes:,} "
             f"bytes: with every layer converted it holds {least:,}, and with attention in all "
-            f"{sum(sizes.kept):,}. Raise max_bytes, or choose mixers with smaller states."
+            f"{sum(sizes.kept):,}. Raise the budget, or choose mixers with smaller states."
         )
 
 

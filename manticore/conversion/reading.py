@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -96,10 +95,8 @@ def read_block(config: PreTrainedConfig) -> BlockSpec:
 def source_family(config: PreTrainedConfig) -> SourceFamily:
     """The row of a family; an error that names the known ones where there is none."""
     if config.model_type not in SOURCES:
-        close = difflib.get_close_matches(config.model_type, SOURCES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"Models of family {config.model_type!r} cannot be converted.{hint} Known: "
+            f"Models of family {config.model_type!r} cannot be converted. Known: "
             f"{', '.join(sorted(SOURCES))}. Choose a source of one of these families, or add a "
             "row to manticore/conversion/sources.py."
         )
