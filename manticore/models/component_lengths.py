@@ -26,7 +26,7 @@ def longest_sequence(config: PreTrainedConfig) -> int | None:
     Rotary models run past `max_positions`, with worse predictions but without an error, unless
     their angles change with the length and we cannot make them right (`rotary_lengths`).
     """
-    if has_position_table(config) or is_dynamic(config):
+    if _has_table(config) or is_dynamic(config):
         return max_positions(config)
     return longrope_border(config) if check_supported(config).rotary is None else None
 
@@ -38,12 +38,16 @@ def check_length(config: PreTrainedConfig, length: int) -> None:
         return
     start = f"A sequence of {length} tokens does not fit: the {config.model_type} component has"
     end = f"Use at most {limit} tokens (prompt and new ones together), or a component"
-    if has_position_table(config):
+    if _has_table(config):
         raise ValueError(f"{start} a table of {limit} positions. {end} without a position table.")
     raise RefusedError(
         f"{start} rotary positions whose angles change with the length beyond {limit} tokens, so "
         f"that caches and batches go wrong. {end} with fixed angles ({', '.join(FIXED_ANGLES)})."
     )
+
+
+def _has_table(config: PreTrainedConfig) -> bool:
+    return has_position_table(config) or check_supported(config).has_table_of_angles
 
 
 def outgrows_past(config: PreTrainedConfig, position_ids: Tensor) -> bool:

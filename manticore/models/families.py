@@ -104,6 +104,17 @@ FAMILIES = {
             rotary="rotary_emb",
         ),
         Family(model_type="falcon", layers="h", final_norm="ln_f"),
+        *(
+            Family(
+                model_type=model_type,
+                layers="h",
+                final_norm="ln_f",
+                entry_dropout="drop",
+                head_bias=True,
+                has_table_of_angles=True,
+            )
+            for model_type in ("gptj", "codegen")
+        ),
         Family(
             model_type="gpt2",
             layers="h",

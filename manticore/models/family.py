@@ -40,6 +40,8 @@ class Family:
     """Attribute of the rate of that dropout, where it is a function and no module."""
     layer_cache: str | None = None
     """Argument by which a layer takes the cache; None: `token_step` leaves the family alone."""
+    has_table_of_angles: bool = False
+    """Whether layers look their rotary angles up, in a table that a sequence can outgrow."""
     rotary: str | None = None
     """Attribute of the module that makes the rotary table; None: no rotary positions."""
     entry_multiplier: str | None = None

@@ -87,6 +87,19 @@ ATTENTION_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
         {"hidden_size": 40, "num_hidden_layers": 5, "num_attention_heads": 4, "num_kv_heads": 2,
          "new_decoder_architecture": True, "tie_word_embeddings": False},
     ),
+    "gptj": (
+        {"n_embd": 32, "n_layer": 4, "n_head": 4, "rotary_dim": 4},
+        {"n_embd": 24, "n_layer": 3, "n_head": 3, "rotary_dim": 8, "n_inner": 40,
+         "tie_word_embeddings": True},
+        {"n_embd": 40, "n_layer": 5, "n_head": 2, "rotary_dim": 10,
+         "activation_function": "gelu"},
+    ),
+    "codegen": (
+        {"n_embd": 32, "n_layer": 4, "n_head": 4, "rotary_dim": 4},
+        {"n_embd": 24, "n_layer": 3, "n_head": 4, "rotary_dim": 6, "n_inner": 40,
+         "tie_word_embeddings": True},
+        {"n_embd": 32, "n_layer": 5, "n_head": 8, "rotary_dim": 2},
+    ),
     "olmo2": _grouped(
         {},
         {"attention_bias": True},

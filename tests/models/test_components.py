@@ -266,7 +266,14 @@ def test_a_cache_with_gradient_checkpointing_is_refused(family: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "dropout"),
-    [("gpt_neox", "emb_dropout"), ("gpt2", "drop"), ("gpt_neo", "drop"), ("gpt_bigcode", "drop")],
+    [
+        ("gpt_neox", "emb_dropout"),
+        ("gpt2", "drop"),
+        ("gpt_neo", "drop"),
+        ("gpt_bigcode", "drop"),
+        ("gptj", "drop"),
+        ("codegen", "drop"),
+    ],
 )
 @torch.no_grad()
 def test_embedding_dropout_acts_at_the_entry_and_nowhere_else(family: str, dropout: str) -> None:
@@ -362,6 +369,8 @@ LORA_TARGETS = {
     **{family: ["q_proj", "down_proj"] for family in ("arcee", "glm", "glm4")},
     # Their experts are stacked parameters, which take adapters by another setting.
     **{family: ["q_proj", "o_proj"] for family in ("mixtral", "qwen3_moe", "olmoe", "granitemoe")},
+    "gptj": ["q_proj", "fc_in"],
+    "codegen": ["qkv_proj", "fc_in"],
     "starcoder2": ["q_proj", "c_fc"],
     "gpt_bigcode": ["c_attn", "c_fc"],
     "stablelm": ["q_proj", "down_proj"],
@@ -462,6 +471,15 @@ def test_a_sequence_longer_than_the_position_table_names_both_lengths(family: st
     assert max_positions(config) == MAX_POSITIONS
     check_length(config, MAX_POSITIONS)
     with pytest.raises(ValueError, match=f"{MAX_POSITIONS + 1} tokens.* {MAX_POSITIONS} positions"):
+        check_length(config, MAX_POSITIONS + 1)
+
+
+@pytest.mark.parametrize("family", ["gptj", "codegen"])
+def test_a_sequence_longer_than_the_layers_tables_of_angles_is_refused(family: str) -> None:
+    config = tiny_config(family)
+    assert not has_position_table(config)
+    check_length(config, MAX_POSITIONS)
+    with pytest.raises(ValueError, match=f"a table of {MAX_POSITIONS} positions"):
         check_length(config, MAX_POSITIONS + 1)
 
 

@@ -12,7 +12,7 @@ from tests.models.tiny import ALL_TINY, tiny, token_ids
 
 every_model = pytest.mark.parametrize(("family", "variant"), ALL_TINY)
 PROMPT, NEW = 7, 3
-LEFT_TO_THE_BASE_MODEL = ("gpt_neo", "falcon", "gemma2", "gemma3_text", "olmo3")
+LEFT_TO_THE_BASE_MODEL = ("gpt_neo", "falcon", "gemma2", "gemma3_text", "olmo3", "gptj", "codegen")
 
 
 def decode(model, ids, directly):

@@ -54,6 +54,7 @@ _THREE_TO_ONE = ["linear_attention"] * 3 + ["full_attention"]
 
 SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA2, "mamba_chunk_size": 8, "attn_layer_indices": [1, 3]},
+    "codegen": {"rotary_dim": 8},
     "cohere2": {"sliding_window": 8, "layer_types": _EVERY_OTHER},
     "exaone4": {"sliding_window": 8, "layer_types": _EVERY_OTHER},
     "falcon": {"num_kv_heads": 2, "new_decoder_architecture": True, "ffn_hidden_size": 96},
@@ -65,6 +66,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "layer_types": _EVERY_OTHER,
     },
     "gpt_neo": {"num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]]},
+    "gptj": {"rotary_dim": 8},
     "granite": {
         "embedding_multiplier": 2.0,
         "attention_multiplier": 0.3,
@@ -183,6 +185,7 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bamba": ({"attn_layer_indices": [0, 2]}, {"attn_layer_indices": [2]}),
     "cohere": ({"logit_scale": 1.5, "use_qk_norm": True}, {"attention_bias": True}),
     "cohere2": ({"logit_scale": 1.5}, {"attention_bias": True}),
+    "codegen": ({"rotary_dim": 16}, {"n_inner": 80}),
     "ernie4_5": ({"use_bias": True}, {"head_dim": 24}),
     "exaone4": (
         {"sliding_window_pattern": 2},
@@ -204,6 +207,7 @@ HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"attention_types": [[["global"], 4]]},
     ),
     "gpt_neox": ({"use_parallel_residual": False}, {"rotary_pct": 1.0, "attention_bias": False}),
+    "gptj": ({"rotary_dim": 16}, {"n_inner": 80}),
     "granite": ({"attention_bias": True}, {"mlp_bias": True, "embedding_multiplier": 0.5}),
     "granitemoe": ({"attention_bias": True}, {"num_experts_per_tok": 3}),
     "helium": ({"attention_bias": True, "mlp_bias": True}, {}),
