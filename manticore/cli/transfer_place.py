@@ -66,8 +66,7 @@ def place(args: argparse.Namespace) -> tuple[Sequence[Any], Any]:
     if args.batches < 1:
         raise ValueError(f"--batches {args.batches}: at least 1 is needed.")
     recipe = load_recipe(TransferRecipe, args.recipe, overrides_of(args))
-    room = parse_bytes(args.budget)
-    assert room is not None  # the option is required
+    room = parse_bytes(args.budget, "--budget", smallest=1)
     budget = CacheBudget(max_bytes=room, context=args.context or recipe.data.seq_len)
     row = recipe.rows[0]
     target: dict[str, Any] = {"mixer": args.mixer or row.mixer}

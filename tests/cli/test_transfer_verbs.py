@@ -243,7 +243,7 @@ def test_placements_are_compared_on_one_budget(folder: Path, capsys) -> None:
     assert by_method["uniform"]["attention"] == [0, 1]
     assert by_method["uniform"]["kl"] == pytest.approx(0.0, abs=1e-6) != by_method["none"]["kl"]
     room = by_method["uniform"]["cache_bytes"] - 1
-    tight = json.loads(_said([*command, "--budget", str(room), "--context", "64"], capsys))
+    tight = json.loads(_said([*command, "--budget", f"{room / 1000}KB", "--context", "64"], capsys))
     assert {len(one["attention"]) for one in tight["placements"]} == {0, 1}
     assert all(one["cache_bytes"] <= room for one in tight["placements"])
 
@@ -254,7 +254,7 @@ def test_a_budget_that_no_layout_meets_says_what_would(folder: Path, capsys) -> 
         "place",
         write(folder, "placed")[-1],
         "--budget",
-        "10",
+        "0.01KB",
         "--context",
         "64",
     ]
