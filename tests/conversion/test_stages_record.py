@@ -13,6 +13,7 @@ from manticore.config import load_recipe
 from manticore.config.transfer_recipe import TransferRecipe
 from manticore.conversion.context_costs import context_costs
 from manticore.conversion.goals import judge
+from manticore.conversion.student import is_calibrated
 from manticore.conversion.teacher import checked_teacher
 from manticore.conversion.threshold import is_due
 from manticore.reports.mad_tables import markdown_of
@@ -46,7 +47,8 @@ def test_a_record_is_of_the_recipe_beside_it(name: str) -> None:
     for row, asked in zip(found["rows"], recipe.rows, strict=True):
         assert row["seeds"] == SEEDS[name]
         steps = round(recipe.train.steps * asked.length)
-        assert row["tokens"] == steps * recipe.train.batch_size * recipe.data.seq_len
+        scaled = recipe.calibration_rows * is_calibrated(recipe, asked)
+        assert row["tokens"] == (steps * recipe.train.batch_size + scaled) * recipe.data.seq_len
         rates = {asked.lr} if asked.lr else set(recipe.rates)
         assert rates <= {float(rate) for rate in row["tried"]}
         best = min(row["tried"], key=row["tried"].get)
