@@ -126,12 +126,24 @@ def _models(args: argparse.Namespace, name: str) -> Iterator[Any]:
 def _load(name: str) -> Any:
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    from manticore.models.loading import find_file
+    from manticore.evaluation.conformance.causal import check_causal
+    from manticore.models.loading import adapter_message, find_file
     from manticore.models.weight_files import first_line
 
-    find_file(name, "config.json", {})  # raises for a name of nothing
+    if find_file(name, "config.json", {}) is None:  # raises for a name of nothing
+        if find_file(name, "adapter_config.json", {}) is not None:
+            raise ValueError(adapter_message(name))
+        raise ValueError(f"{name} holds no config.json. Give the folder of a model.")
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"The config.json of {name} names no model that transformers knows: "
+            f"{first_line(error)}. Give the folder or the name of a causal language model."
+        ) from error
+    check_causal(config, name)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             name,

@@ -15,7 +15,7 @@ from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 from manticore.models.component_lengths import check_length
 from manticore.models.costs import component_cost
 from manticore.models.fast_paths import bind_fast_paths
-from manticore.models.loading import check_loadable, load_component
+from manticore.models.loading import adapter_message, check_loadable, load_component
 from manticore.models.weight_files import first_line
 from manticore.text.tokenizers import load_tokenizer
 
@@ -157,6 +157,8 @@ def model_type(folder: Path) -> str:
             "model/ in the run's folder) or one made by save_pretrained()."
         )
     path = folder / "config.json"
+    if not path.is_file() and (folder / "adapter_config.json").is_file():
+        raise ValueError(adapter_message(folder))
     if not path.is_file():
         inside = next((f for f in ("model", "start") if (folder / f / "config.json").is_file()), "")
         hint = f"Did you mean {folder / inside}?" if inside else "Give a folder with config.json."

@@ -99,7 +99,7 @@ def _rows_of_evaluations(
         return _most([stage for stage in rebuild(change) if stage.name in names], measured)
 
     outcome = _first_that_fits(ladder, total, limit)
-    return outcome and outcome.change
+    return outcome.change if outcome else None
 
 
 def _most(stages: list[Stage], before: dict[str, Memory]) -> int:

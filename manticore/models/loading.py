@@ -115,6 +115,16 @@ def _refuse_fla(name: str, fields: dict[str, Any]) -> None:
         )
 
 
+def adapter_message(folder: str | os.PathLike[str]) -> str:
+    """What a verb for models says of a folder with an adapter: how to make a model of it."""
+    merge = f"peft.AutoPeftModelForCausalLM.from_pretrained('{folder}').merge_and_unload()"
+    return (
+        f"{folder} holds an adapter, not a model: PeftModel.from_pretrained(base, folder) uses it. "
+        f'To merge it into its base model: python -c "import manticore, peft; {merge}'
+        ".save_pretrained('merged')\". Then give the folder merged."
+    )
+
+
 def check_loadable(path_or_name: str | os.PathLike[str], **kwargs: Any) -> PreTrainedConfig:
     """Check config and weight files without building a model; returns the config."""
     config = load_config(path_or_name, **kwargs)
@@ -147,10 +157,7 @@ def _read_config(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     path = find_file(name, "config.json", kwargs)
     if path is None:
         if _is_folder(name) and (Path(name) / "adapter_config.json").exists():
-            raise ValueError(
-                f"The folder {name!r} holds an adapter, not a model. Load its base model with "
-                "peft, call merge_and_unload() and save_pretrained(), and give that folder."
-            )
+            raise ValueError(adapter_message(name))
         if not _is_folder(name):
             raise ValueError(
                 f"{name!r} is neither a folder here nor a model that the hub gives. Check the "

@@ -51,11 +51,14 @@ def headline(reports: Sequence[Record]) -> str:
 
 
 def _checks(reports: Sequence[Record]) -> list[str]:
-    return [finding["check"] for finding in reports[0]["findings"]]
+    longest = max(reports, key=lambda report: len(report["findings"]))
+    return [finding["check"] for finding in longest["findings"]]
 
 
 def _finding(report: Record, check: str) -> Record:
-    return next(finding for finding in report["findings"] if finding["check"] == check)
+    """What was found; of a model that cannot run, that it cannot."""
+    found = report["findings"]
+    return next((finding for finding in found if finding["check"] == check), found[0])
 
 
 def _faults(report: Record) -> list[Record]:

@@ -7,9 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import CONFIG_MAPPING
 
 from manticore.cli.main import main
-from manticore.evaluation.conformance import Finding, Report, check_names, doctor, worst_of
+from manticore.evaluation.conformance import (
+    Finding,
+    Report,
+    check_names,
+    doctor,
+    small_settings,
+    worst_of,
+)
 from manticore.evaluation.conformance.small_models import CONFIGURATIONS, FAMILIES, small_model
 from manticore.models.fast_paths import bind_fast_paths
 
@@ -241,13 +249,45 @@ def test_a_bypassed_projection_is_named(monkeypatch):
 def test_a_model_that_raises_is_a_finding_and_not_a_crash():
     model = small_model("llama")
 
-    def refuse(module, inputs, output):
-        raise RuntimeError("no kernel for this device")
+    def refuse(module, arguments, output):
+        if arguments[0].shape[1] == 1:
+            raise RuntimeError("no kernel for one token")
 
     model.model.layers[0].register_forward_hook(refuse)
-    finding = doctor(model, ["decode"])["decode"]
-    assert finding.status == "error"
-    assert "no kernel for this device" in finding.detail
+    report = doctor(model, ["causality", "decode"])
+    assert [finding.status for finding in report.findings] == ["pass", "error"]
+    assert "no kernel for one token" in report["decode"].detail
+
+
+def test_a_model_that_cannot_run_is_told_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(small_settings.SPECIAL, "gptj", {"rotary_dim": 64})  # heads have 16
+    table = tmp_path / "table.md"
+    words = ["doctor", "--family", "gpt2", "gptj", "--check", "causality", "batch"]
+    assert main([*words, "--markdown", str(table)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("FAIL") == 1
+    assert "configuration 1 and 3 of 3: it cannot run, so nothing was checked" in said
+    assert "| gptj | raises | raises |" in table.read_text()
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "t5", "bart", "xlm"])
+def test_what_is_no_causal_language_model_is_refused_before_it_is_read(family, tmp_path, capsys):
+    CONFIG_MAPPING[family]().save_pretrained(tmp_path)  # without weights
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert f"({family}), not a causal language model" in capsys.readouterr().err
+    assert main(["doctor", "--family", family]) == 2
+    assert "causal language model" in capsys.readouterr().err
+
+
+def test_bert_that_is_a_decoder_is_examined():
+    model = small_model("bert", is_decoder=True)
+    assert doctor(model, ["causality"]).passed
+
+
+def test_gptj_and_codegen_rotate_no_more_than_their_heads_have():
+    for family in ("gptj", "codegen"):
+        for configuration in CONFIGURATIONS:
+            assert doctor(small_model(family, 0, configuration), ["causality", "batch"]).passed
 
 
 def test_the_model_comes_back_as_it_was():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from manticore.evaluation.conformance.causal import check_causal
 from manticore.evaluation.conformance.checks import CHECKS
-from manticore.evaluation.conformance.findings import Finding, Report
+from manticore.evaluation.conformance.findings import FORWARD, Finding, Report
 from manticore.evaluation.conformance.probe import NotApplicable, Probe
 from manticore.evaluation.conformance.reach import Missed, bypassed_adapters, unreached_parameters
 from manticore.models.family import RefusedError
@@ -49,10 +51,11 @@ def doctor(
         on_check: called with each check's name before it runs.
 
     Returns:
-        One finding for each check. A check that the model has no use for, or that one of our
-        models refuses, is skipped and says why.
+        One finding for each check, or a single one if the model cannot run at all. A check that
+        the model has no use for, or that one of our models refuses, is skipped and says why.
     """
     chosen = chosen_checks(checks)
+    check_causal(model.config, f"The model {name or type(model).__name__}")
     if seq_len < _SHORTEST:
         raise ValueError(f"seq_len={seq_len} is too short for the checks. Use {_SHORTEST} or more.")
     if name is None:
@@ -60,6 +63,9 @@ def doctor(
     probe = Probe(model, seq_len=seq_len, seed=seed)
     findings = []
     with _evaluating(model):
+        stuck = _forward(probe)
+        if stuck.is_fault:
+            return Report(model=name, findings=(stuck,))
         for check in chosen:
             if on_check is not None:
                 on_check(check)
@@ -78,9 +84,27 @@ def chosen_checks(checks: Sequence[str] | None) -> list[str]:
     return known if checks is None else [check for check in known if check in set(checks)]
 
 
+def _forward(probe: Probe) -> Finding:
+    """Whether the model runs on a row at all; if not, every check would say the same."""
+
+    def run(probe: Probe) -> Finding:
+        probe.truth(0)
+        return Finding(check=FORWARD, status="pass")
+
+    finding = _found(run, probe, FORWARD)
+    if not finding.is_fault:
+        return finding
+    return replace(finding, detail=f"it cannot run, so nothing was checked: {finding.detail}")
+
+
 def _examine(probe: Probe, name: str) -> Finding:
+    look = _reach if name in _REACH else _compare
+    return _found(lambda probe: look(probe, name), probe, name)
+
+
+def _found(look: Callable[[Probe], Finding], probe: Probe, name: str) -> Finding:
     try:
-        return _reach(probe, name) if name in _REACH else _compare(probe, name)
+        return look(probe)
     except NotApplicable as reason:
         return Finding(check=name, status="skip", detail=str(reason))
     except RefusedError as refusal:

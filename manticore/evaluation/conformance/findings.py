@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Status = Literal["pass", "fail", "skip", "error"]
+FORWARD = "forward"
+"""The only finding about a model that cannot run at all."""
 _SIGNS = {"pass": "ok  ", "fail": "FAIL", "skip": "-   ", "error": "FAIL"}
 _FROM_GOOD_TO_BAD: tuple[Status, ...] = ("pass", "skip", "fail", "error")
 
@@ -51,6 +53,11 @@ class Report:
         """The findings that speak against the model."""
         return tuple(finding for finding in self.findings if finding.is_fault)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the model cannot run at all, so that nothing was checked."""
+        return [finding.check for finding in self.findings] == [FORWARD]
+
     def __getitem__(self, check: str) -> Finding:
         """The finding of one check."""
         for finding in self.findings:
@@ -70,15 +77,21 @@ class Report:
             measured = "" if finding.error is None else f"{finding.error:9.1e}"
             line = f"  {_SIGNS[finding.status]}  {finding.check:{width}}  {measured:9}"
             lines.append(f"{line}  {finding.detail}".rstrip())
-        verdict = "passed" if self.passed else f"{len(self.faults)} faults"
+        number = len(self.faults)
+        verdict = "passed" if self.passed else f"{number} {'fault' if number == 1 else 'faults'}"
         return "\n".join([*lines, f"  {verdict}"])
 
 
 def worst_of(reports: Sequence[Report], name: str) -> Report:
     """One report on several configurations of a model: of every check the worst finding.
 
-    A check that one configuration skips counts as absent from all.
+    A check that one configuration skips counts as absent from all; where one cannot run at all,
+    that is the report.
     """
+    if any(report.is_stuck for report in reports):
+        runs = Finding(check=FORWARD, status="pass")
+        found = [report.findings[0] if report.is_stuck else runs for report in reports]
+        return Report(model=name, findings=(_worst(found),))
     by_check = zip(*(report.findings for report in reports), strict=True)
     return Report(model=name, findings=tuple(_worst(findings) for findings in by_check))
 

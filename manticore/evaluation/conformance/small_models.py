@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
+from manticore.evaluation.conformance.causal import check_causal
 from manticore.evaluation.conformance.small_settings import COMMON, HABITS, SPECIAL
 from manticore.models import families
+from manticore.models.weight_files import first_line
 from manticore.seeds import torch_generator
 
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
@@ -33,7 +35,8 @@ def small_config(model_type: str, configuration: int = 0, **changes: Any) -> Any
         changes: fields of the config, before all others.
 
     Raises:
-        ValueError: transformers has no causal language model of this name.
+        ValueError: transformers has no causal language model of this name, or the sizes that most
+            families take do not suit it.
     """
     # Our own families' models are known to transformers once one of their configs was made.
     fields = CONFIG_MAPPING[model_type]() if model_type in CONFIG_MAPPING else None
@@ -49,7 +52,12 @@ def small_config(model_type: str, configuration: int = 0, **changes: Any) -> Any
     sizes = {key: value for key, value in COMMON.items() if _is_settable(fields, key)}
     first = {**sizes, **SPECIAL.get(model_type, {})}
     other = _other(model_type, configuration, first, fields) if configuration else {}
-    return config_class(**{**first, **other, **changes})
+    try:
+        config = config_class(**{**first, **other, **changes})
+    except Exception as error:  # the validators of configs raise classes of their own
+        raise _no_small_model(model_type, error) from error
+    check_causal(config, f"A model of the family {model_type}")
+    return config
 
 
 def small_model(model_type: str, seed: int = 0, configuration: int = 0, **changes: Any) -> Any:
@@ -60,12 +68,23 @@ def small_model(model_type: str, seed: int = 0, configuration: int = 0, **change
     config = small_config(model_type, configuration, **changes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # transformers initialises from the global generator
-        model = AutoModelForCausalLM.from_config(config).float()
+        try:
+            model = AutoModelForCausalLM.from_config(config).float()
+        except Exception as error:
+            raise _no_small_model(model_type, error) from error
     generator = torch_generator(seed, "small model", model_type, configuration)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return model.eval()
+
+
+def _no_small_model(model_type: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"No small {model_type} can be made: {type(error).__name__}: {first_line(error)}. Give the "
+        "folder of a model, or give the family's sizes in "
+        "manticore/evaluation/conformance/small_settings.py."
+    )
 
 
 def _other(model_type: str, configuration: int, first: dict[str, Any], fields: Any) -> Any:
