@@ -180,7 +180,7 @@ def plan_table(result: Mapping[str, Any]) -> Table:
         lines.append(Line(label=row["label"], cells=cells))
     return Table(
         caption="Numbers of the students by what became of them; dropped are numbers of the "
-        "teacher. `manticore transfer show` lists every tensor.",
+        "teacher. The command manticore transfer show lists every tensor.",
         header=["student", *hows],
         lines=lines,
     )

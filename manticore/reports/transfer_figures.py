@@ -11,7 +11,8 @@ from manticore.reports.curves_figure import Panel, draw_curves
 from manticore.reports.palette import DASHES, NUM_COLOURS, Look, component_colour
 from manticore.reports.svg import Drawing, shorten
 
-WIDTH, HEIGHT = 760.0, 380.0
+SIZES = ((760.0, 380.0), (342.0, 260.0))
+"""Of the ladder, for wide pages and for phones."""
 CELL, GAP, LABEL, LINE = 92.0, 4.0, 260.0, 26.0
 
 
@@ -25,8 +26,8 @@ def looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Look]:
     }
 
 
-def draw_ladder(result: Mapping[str, Any]) -> Markup:
-    """Validation loss over the student's tokens, the first seed of every row."""
+def draw_ladder(result: Mapping[str, Any]) -> list[Markup]:
+    """Validation loss over the student's tokens, the first seed of every row, in both sizes."""
     rows = result["rows"]
     curves = {
         row["id"]: [(float(p["tokens"]), float(p["loss"])) for p in row["curves"][0]]
@@ -37,7 +38,7 @@ def draw_ladder(result: Mapping[str, Any]) -> Markup:
     panel = Panel(title="Validation loss of the first seed", curves=curves)
     labels = {"teacher": "the teacher", **{row["id"]: row["label"] for row in rows}}
     styles = {**looks(rows), "teacher": Look(colour="quiet", dash="2 2")}
-    return draw_curves(panel, styles, labels, WIDTH, HEIGHT, unit="tokens")
+    return [draw_curves(panel, styles, labels, *size, unit="tokens") for size in SIZES]
 
 
 def legend(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
