@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from manticore.config.errors import did_you_mean
 
 if TYPE_CHECKING:
     from manticore.evaluation.mad.entry import Entry
@@ -176,8 +177,7 @@ def _preset(name: str, d_model: int) -> Entry:
     from manticore.models.architectures import PRESETS, find_preset
 
     if find_preset(name) is None:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, PRESETS)
         raise ValueError(f"Unknown preset {name!r}.{hint} Known: {', '.join(PRESETS)}.")
     return entry_of_layers([name], d_model)
 

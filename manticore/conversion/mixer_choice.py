@@ -9,10 +9,10 @@ its short convolution. {"topology": ...} gives a layer residual lines that are n
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 from typing import Any
 
+from manticore.config.errors import did_you_mean
 from manticore.conversion.block_spec import TOPOLOGIES, BlockSpec
 from manticore.conversion.heads import HeadsSpec
 from manticore.mixers.interface import MixerSpec
@@ -70,9 +70,9 @@ def layer_spec(layer: Layer, block: BlockSpec, index: int) -> MixerSpec:
     if keeps_projections(layer):
         return _heads_spec(name, settings, block, index)
     if name not in TABLE or not _is_token_mixer(name):
-        close = difflib.get_close_matches(name, known_mixers(), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"Unknown mixer {name!r}.{hint} Known: {', '.join(known_mixers())}.")
+        known = known_mixers()
+        hint = did_you_mean(name, known)
+        raise ValueError(f"Unknown mixer {name!r}.{hint} Known: {', '.join(known)}.")
     if "d_model" in settings:
         raise ValueError(f"Layer {name!r} sets d_model, which is the source's. Leave it out.")
     return mixer_spec(name, d_model=block.hidden_size, **settings)
@@ -119,11 +119,9 @@ def _heads_spec(name: str, settings: dict[str, Any], block: BlockSpec, index: in
     fields = {field.name for field in dataclasses.fields(spec_class)} - _FROM_SOURCE
     for key in settings:
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(
-                f"Mixer {name!r} has no setting {key!r}.{hint} Its settings in a converted model: "
-                f"{', '.join(sorted({*fields, 'rotary'}))}."
+                f"Mixer {name!r} has no setting {key!r}.{did_you_mean(key, fields)} Its settings "
+                f"in a converted model: {', '.join(sorted({*fields, 'rotary'}))}."
             )
     values = {**_geometry(block, index, rotary), **given, **settings}
     for setting, sources in (("window", block.windows[index]), ("mamba_norm_eps", block.norm_eps)):

@@ -6,11 +6,11 @@ To add a mixer: its file, one line here, one row in the shared checks (`tests/mi
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 from collections.abc import Iterable
 from typing import Any, get_args, get_type_hints
 
+from manticore.config.errors import did_you_mean
 from manticore.mixers.interface import MixerSpec
 
 _ROOM = "manticore.mixers"
@@ -61,14 +61,14 @@ def mixer_spec(name: str, **settings: Any) -> MixerSpec:
     """
     if name not in TABLE:
         raise ValueError(
-            f"Unknown mixer {name!r}.{_did_you_mean(name, TABLE)} Known: {_list(TABLE)}."
+            f"Unknown mixer {name!r}.{did_you_mean(name, TABLE)} Known: {_list(TABLE)}."
         )
     spec_class = _load(TABLE[name][0])
     fields = {field.name for field in dataclasses.fields(spec_class)}
     for key in settings:
         if key not in fields:
             raise ValueError(
-                f"Mixer {name!r} has no setting {key!r}.{_did_you_mean(key, fields)} "
+                f"Mixer {name!r} has no setting {key!r}.{did_you_mean(key, fields)} "
                 f"Its settings: {_list(fields)}."
             )
     hints = get_type_hints(spec_class)
@@ -95,11 +95,6 @@ def _load(place: str) -> type[MixerSpec]:
     module, _, attribute = place.partition(":")
     loaded: type[MixerSpec] = getattr(importlib.import_module(f"{_ROOM}.{module}"), attribute)
     return loaded
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _list(names: Iterable[str]) -> str:

@@ -7,11 +7,11 @@ summed over the token mixers. Attention is exempt, since its state grows with th
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from manticore.config.errors import did_you_mean
 from manticore.mixers.interface import MixerSpec
 from manticore.mixers.table import TABLE
 from manticore.models.configuration_mixer_lm import Layer, as_layer, layer_spec
@@ -219,8 +219,7 @@ def _unknown(name: str) -> str:
             f"{name!r} is a whole architecture, not a layer. Give it alone, or its layers: "
             f'{" ".join(PRESETS[name])}. Where two are compared, a "/" stands between them.'
         )
-    close = difflib.get_close_matches(name, [*TABLE, *PRESETS], n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(name, [*TABLE, *PRESETS])
     return f"Unknown mixer {name!r}.{hint} Mixers: {_names(TABLE)}. Presets: {_names(PRESETS)}."
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 
 import manticore  # noqa: F401 (registers MoRe with PEFT)
 from manticore.adapters.targets import default_targets
+from manticore.config.errors import did_you_mean
 
 FULL = "full"
 """Fine-tuning of every weight, in place of a method of PEFT."""
@@ -42,10 +42,9 @@ def check_method(method: str, settings: Mapping[str, Any]) -> None:
     allowed = _settings_of(method)
     for key in settings:
         if key not in allowed:
-            close = difflib.get_close_matches(key, allowed, n=1)
-            meant = f" Did you mean '{close[0]}'?" if close else ""
             raise ValueError(
-                f"{method} has no setting '{key}'.{meant} Known: {', '.join(sorted(allowed))}."
+                f"{method} has no setting '{key}'.{did_you_mean(key, allowed)} Known: "
+                f"{', '.join(sorted(allowed))}."
             )
 
 
@@ -117,11 +116,9 @@ def _config_class(method: str) -> type[PeftConfig]:
             f"{method} has no target_modules: it learns a prompt or combines adapters. "
             f"Choose from {', '.join(method_names())}."
         )
-    close = difflib.get_close_matches(method, known, n=1)
-    meant = f" Did you mean '{close[0]}'?" if close else ""
     raise ValueError(
-        f"Unknown method '{method}'.{meant} Known to peft {peft.__version__}: "
-        f"{', '.join(method_names())}."
+        f"Unknown method '{method}'.{did_you_mean(method, known)} Known to peft "
+        f"{peft.__version__}: {', '.join(method_names())}."
     )
 
 

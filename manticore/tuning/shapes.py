@@ -6,7 +6,6 @@ architecture is a choice of two whole numbers for every kind of module, or of no
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from manticore.adapters.monarch import MonarchShape
 from manticore.adapters.stack import is_linear
 from manticore.adapters.targets import default_targets, shortest_endings
+from manticore.config.errors import did_you_mean
 
 NONE = (0, 0)
 """No adapter on a kind of module."""
@@ -78,8 +78,7 @@ def _kinds(
     found = {n: sizes for n, sizes in linear.items() if n == ending or n.endswith(f".{ending}")}
     if not found:
         known = sorted({name.rpartition(".")[2] for name in linear})
-        close = difflib.get_close_matches(ending, [*known, *linear], n=1)
-        meant = f" Did you mean {close[0]!r}?" if close else ""
+        meant = did_you_mean(ending, [*known, *linear])
         raise ValueError(
             f"No module's name ends with {ending!r}.{meant} Known: {', '.join(known)}."
         )

@@ -14,12 +14,12 @@ classes, batch by batch); data are `make_data(compat="fixed")`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from manticore.config.errors import did_you_mean
 from manticore.evaluation.mad.pocket import POCKET_VERSION, pocket_settings
 from manticore.evaluation.mad.settings import (
     BASELINES,
@@ -143,7 +143,8 @@ def protocol(profile: str, compat: str = "fixed") -> Protocol:
     """
     if profile not in PROFILES:
         raise ValueError(
-            f"Unknown profile {profile!r}.{_hint(profile, PROFILES)} Known: {', '.join(PROFILES)}."
+            f"Unknown profile {profile!r}.{did_you_mean(profile, PROFILES)} Known: "
+            f"{', '.join(PROFILES)}."
         )
     found = PROFILES[profile]
     if compat == found.compat:
@@ -180,15 +181,10 @@ def _task_name(given: str) -> str:
     name = by_short.get(given.lower(), given)
     if name not in BASELINES:
         raise ValueError(
-            f"Unknown task {given!r}.{_hint(given, BASELINES)} Known: "
+            f"Unknown task {given!r}.{did_you_mean(given, BASELINES)} Known: "
             f"{', '.join(f'{task} ({SHORT[task]})' for task in BASELINES)}."
         )
     return name
-
-
-def _hint(given: str, known: Sequence[str] | Iterable[str]) -> str:
-    close = difflib.get_close_matches(given, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def shown_protocol(records: Sequence[Mapping[str, Any]]) -> Protocol:
