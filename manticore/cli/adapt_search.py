@@ -27,7 +27,7 @@ from manticore.cli.adapt_run import (
 )
 from manticore.cli.options import command_of, overrides_of, parse_seeds
 from manticore.config import find_recipe, load_recipe
-from manticore.config.adapter_recipe import AdaptRecipe
+from manticore.config.adapter_recipe import AdaptRecipe, MethodConfig
 from manticore.config.numbers import check_least, check_rates
 from manticore.reports.adapter_search import search_markdown, search_text, write_search_report
 from manticore.runs import write_text
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(AdaptRecipe, args.recipe, overrides_of(args))
     check_methods(recipe)
     check_search(recipe, str(args.recipe))
+    check_shapes(recipe, find_recipe(args.recipe).parent)
     seeds = parse_seeds(args.seeds) or [recipe.seed]
     out = args.out or Path("runs") / recipe.name
     if args.dry_run:
@@ -82,6 +83,22 @@ def check_search(recipe: AdaptRecipe, name: str) -> None:
             f"candidates={search.candidates}: keep is between 0 and 1, and there is at least one "
             "finalist and as many candidates."
         )
+
+
+def check_shapes(recipe: AdaptRecipe, base: Path) -> None:
+    """Raise where no target matches, or no shape fits; a model that is not here is not asked."""
+    import torch
+
+    from manticore.tuning.models import shell_model
+    from manticore.tuning.shape_search import kinds_within
+
+    assert recipe.search is not None
+    method = MethodConfig(id="full", label="full", method="full")
+    try:
+        with torch.device("meta"):
+            kinds_within(shell_model(recipe, method, base), recipe.search)
+    except FileNotFoundError:
+        return
 
 
 def finish(experiment: Any, command: str) -> dict[str, Any]:

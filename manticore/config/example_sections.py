@@ -36,9 +36,9 @@ class AdaptDataConfig:
     """Rows of a public data set to instruction, output and answer: questions in LLM-Adapters'
     format; worked-answer is GSM8K and MetaMathQA."""
     prompt: str = "{prompt}"
-    """Instruction: a template such as '{question}\\n', or a preset: alpaca, llm-adapters."""
+    """Instruction: field, a template such as '{question}\\n', or a preset: alpaca, llm-adapters."""
     answer: str = "{answer}"
-    """Instruction: template of what the model has to say; only this is trained on."""
+    """Instruction: field or template of what the model has to say; only this is trained on."""
     reference: str | None = None
     """Instruction: field that a generated answer is compared with; default the whole answer."""
     messages: str = "messages"

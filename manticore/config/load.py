@@ -46,7 +46,22 @@ def load_recipe(
         ConfigError: anything in the file or the overrides that `cls` does not allow.
     """
     plain = {} if path is None else read_recipe_file(path)
+    _check_kind(cls, plain, path)
     return from_plain(cls, plain, source=str(path or "the defaults"), overrides=overrides)
+
+
+def _check_kind(cls: type, plain: dict, path: str | Path | None) -> None:
+    """A recipe for another verb is told so, rather than that its keys are unknown."""
+    # Here, because the recipes' classes are made with this module.
+    from manticore.config.kinds import RECIPE_KINDS
+
+    kind = plain.get("kind")
+    known = RECIPE_KINDS.get(kind) if isinstance(kind, str) else None
+    if known and known.recipe is not cls and cls in [k.recipe for k in RECIPE_KINDS.values()]:
+        raise ConfigError(
+            f"'{path}' is a recipe of kind '{kind}', which is for `manticore {known.verb}`. "
+            "`manticore recipe` lists the recipes of every kind."
+        )
 
 
 def from_plain(

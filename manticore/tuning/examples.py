@@ -103,17 +103,23 @@ def _example(row: Mapping[str, Any], config: AdaptDataConfig, place: str) -> Ite
         yield Example(place, group, messages=messages)
         return
     if config.format == "classification":
-        template = config.text if "{" in config.text else "{" + config.text + "}"
-        text, label = fill(template, row, place), value_of(row, config.label, place)
+        text = fill(_template(config.text), row, place)
+        label = value_of(row, config.label, place)
         if text.strip():
             yield Example(place, f"row:{text_hash(text)[:20]}", text, label, label)
         return
-    preset = PRESETS.get(config.prompt, Preset(config.prompt, config.answer))
+    written = Preset(_template(config.prompt), _template(config.answer))
+    preset = PRESETS.get(config.prompt, written)
     prompt = fill(preset.prompt_for(row), row, place)
-    answer = fill(config.answer if config.answer != "{answer}" else preset.answer, row, place)
+    answer = fill(written.answer if config.answer != "{answer}" else preset.answer, row, place)
     reference = answer if config.reference is None else value_of(row, config.reference, place)
     if answer.strip():
         yield Example(place, _group(preset, row, prompt, place), prompt, answer, reference)
+
+
+def _template(text: str) -> str:
+    """A name without braces is a field's: as it stands it would be the same in every row."""
+    return text if "{" in text else "{" + text + "}"
 
 
 def _group(preset: Preset, row: Mapping[str, Any], prompt: str, place: str) -> str:

@@ -88,14 +88,18 @@ def recipe_kinds(experiment: TuningExperiment) -> list[ModuleKind]:
     assert recipe.search is not None
     data = prepared(recipe, experiment.base)[1]
     method = MethodConfig(id="full", label="full", method="full")
-    targets = None if recipe.search.targets == (DEFAULT,) else recipe.search.targets
     model = tuned_model(recipe, method, experiment.base, data, experiment.seeds[0])
-    kinds = module_kinds(model, targets)
-    least = (min(recipe.search.nblocks), min(recipe.search.block_ranks))
+    return kinds_within(model, recipe.search)
+
+
+def kinds_within(model: Any, search: ShapeSearchConfig) -> list[ModuleKind]:
+    """The kinds of modules that a search is about, when its budget holds a shape of one of them."""
+    kinds = module_kinds(model, None if search.targets == (DEFAULT,) else search.targets)
+    least = (min(search.nblocks), min(search.block_ranks))
     cheapest = min(kinds, key=lambda kind: kind.parameters(least))
-    if cheapest.parameters(least) > recipe.search.budget:
+    if cheapest.parameters(least) > search.budget:
         raise ValueError(
-            f"search.budget={recipe.search.budget:,} holds no shape: {least[0]} x {least[1]} on "
+            f"search.budget={search.budget:,} holds no shape: {least[0]} x {least[1]} on "
             f"{cheapest.ending} alone has {cheapest.parameters(least):,} parameters. Allow that "
             "many at least, or smaller block_ranks."
         )

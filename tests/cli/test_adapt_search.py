@@ -119,3 +119,4 @@ def test_a_search_that_cannot_be_done_is_refused(folder, capsys, search, message
     assert main([*write(folder, search), "--out", "run", "--quiet"]) == 2
     said = capsys.readouterr().err
     assert re.search(message, said), said
+    assert not (folder / "run").exists()

@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 
 from manticore.config import ConfigError, describe_fields, dump_yaml, load_recipe, to_plain
+from manticore.config.adapter_recipe import AdaptRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,11 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
 
 def load(write: Callable[[str], Path], text: str, *overrides: str) -> Job:
     return load_recipe(Job, write(text), overrides)
+
+
+def test_a_recipe_of_another_verb_is_told_so():
+    with pytest.raises(ConfigError, match=r"kind 'hybrid', which is for `manticore run`"):
+        load_recipe(AdaptRecipe, "recipes/hybrids/quickstart.yaml")
 
 
 def test_an_empty_file_gives_the_defaults(write):

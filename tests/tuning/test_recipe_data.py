@@ -270,9 +270,19 @@ def test_every_row_of_gsm8k_has_a_number() -> None:
 # Bad input
 
 
+def test_a_field_s_name_without_braces_is_the_field(tmp_path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", sums(40))
+    named, braced = (
+        examples(path, format="instruction", prompt=prompt, answer=answer)
+        for prompt, answer in (("sum", "result"), ("{sum}", "{result}"))
+    )
+    assert named == braced
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"prompt": "alpacca"}, r"row 1 has no field 'alpacca'\. It has: sum, result"),
         ({"prompt": "{sun}"}, r"rows\.jsonl, row 1 has no field 'sun'\. It has: sum, result"),
         ({"prompt": "{sum.real}"}, "may name plain fields only"),
         ({"prompt": "{sum"}, "brace that never closes"),
