@@ -1,17 +1,20 @@
 """Write a run's report: one HTML file that opens from disk.
 
 RUN is the folder that `manticore run`, `transfer run`, `adapt run`, `adapt search`, `mad run` or
-`mad search` wrote, or a record of one, such as a committed .expected.json of a transfer.
+`mad search` wrote, or a record of one: a committed .expected.json of a transfer or of adapters, a
+search.json, a .jsonl of MAD records, or what `doctor --out` wrote.
 
 Example:
     manticore report runs/quickstart --out quickstart.html
     manticore report recipes/transfer/prose.expected.json --out prose.html
+    manticore report recipes/mad/search.json --out search.html
 """
 
 import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from manticore.cli.options import add_dry_run, add_out
 from manticore.reports.page import load_expected, write_report
@@ -24,7 +27,10 @@ WRITERS = {
     "transfer run": "transfer:write_transfer_report",
     "adapt run": "adapters:write_method_report",
     "adapt search": "adapter_search:write_search_report",
+    "doctor": "conformance:write_record_page",
 }
+_MAD_SEARCH = {"scores", "front", "history"}
+"""Keys of a search.json, which names no verb."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,19 +75,42 @@ def other_page(path: Path) -> tuple[Path, Path, Writer] | None:
         return path / "search.json", path / "search.html", write
     if (path / "sweep.json").is_file():
         return path, path / "board.html", _draw_board
+    if path.is_file() and path.suffix == ".jsonl":
+        return path, path.with_suffix(".html"), _draw_board
     record = path if path.is_file() else path / "result.json"
     if not record.is_file():
         return None  # whose error says what is missing
     result = read_json(record)
-    verb = result.get("verb") if isinstance(result, dict) else None
-    if verb in WRITERS:
+    keys = result if isinstance(result, dict) else {}
+    place = WRITERS.get(keys.get("verb", ""))
+    if place is None and keys.keys() >= _MAD_SEARCH:
+        place = "mad_search_page:write_search_report"
+    if place is not None:
         page = path / "report.html" if path.is_dir() else path.with_suffix(".html")
-        return record, page, _writer(WRITERS[verb])
+        return record, page, _writer(place)
     if path.is_dir() and "schema" in result:
         return None
-    raise ValueError(
-        f"{record} is of nothing that has a page. Give what `manticore run`, "
-        f"{', '.join(f'`{name}`' for name in WRITERS)}, `mad run` or `mad search` wrote."
+    raise ValueError(f"{record} {_why_no_page(record, keys)}")
+
+
+def _why_no_page(record: Path, keys: Mapping[str, Any]) -> str:
+    """What to give in place of a record that cannot be drawn."""
+    if keys.keys() >= {"schema", "rows"}:
+        if record.name == "result.json":
+            return f"belongs to its run: give the folder, {record.parent}."
+        return (
+            "is a committed table of `manticore run`, without the run. Show it beside a run: "
+            f"manticore report RUN --expected {record}"
+        )
+    if keys.keys() >= {"exhaustive", "halving"}:
+        return (
+            "says what halving saves and has no page. Give the folder of `mad run`, or records as "
+            "a .jsonl file, such as recipes/mad/pocket.jsonl."
+        )
+    kind = f"is a record of `{keys['verb']}`, which" if "verb" in keys else "is of something that"
+    verbs = ", ".join(f"`{verb}`" for verb in WRITERS)
+    return (
+        f"{kind} has no page. Give what `manticore run`, {verbs}, `mad run` or `mad search` wrote."
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from manticore.reports.records import read_json
 from manticore.reports.rendering import render
 from manticore.runs import write_text
 
@@ -39,6 +40,11 @@ def write_page(reports: Sequence[Record], out: Path) -> Path:
     )
     write_text(out, page)
     return out
+
+
+def write_record_page(record: Path, out: Path) -> Path:
+    """Write the page of what `manticore doctor --out` wrote."""
+    return write_page(read_json(record)["reports"], out)
 
 
 def headline(reports: Sequence[Record]) -> str:

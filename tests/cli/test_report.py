@@ -48,6 +48,44 @@ def test_a_record_without_a_page_is_told_which_have_one(record, tmp_path, capsys
     assert "`transfer run`, `adapt run`, `adapt search`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["mad/search.json", "mad/pocket.jsonl", "more/sums.expected.json"])
+def test_a_committed_record_has_a_page(name, tmp_path):
+    page = tmp_path / "page.html"
+    assert main(["report", str(recipes_root() / name), "--out", str(page)]) == 0
+    assert page.read_text(encoding="utf-8").count("<table") >= 1
+
+
+def test_findings_of_the_doctor_become_their_page(tmp_path):
+    record, page = tmp_path / "found.json", tmp_path / "found.html"
+    words = ["doctor", "--family", "gpt2", "--check", "causality", "--quiet"]
+    assert main([*words, "--out", str(record), "--html", str(page)]) == 0
+    assert main(["report", str(record), "--out", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_text() == page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("hybrids/quickstart.expected.json", "manticore report RUN --expected"),
+        ("hybrids/ablation.expected.json", "manticore report RUN --expected"),
+        ("mad/savings.json", "recipes/mad/pocket.jsonl"),
+        ("transfer/placement.json", "a record of `transfer place`, which has no page"),
+    ],
+)
+def test_a_committed_record_without_a_page_says_what_to_give(name, advice, capsys):
+    assert main(["report", str(recipes_root() / name), "--dry-run"]) == 2
+    assert advice in capsys.readouterr().err
+
+
+def test_every_committed_record_is_drawn_or_refused_with_advice(capsys):
+    records = sorted(recipes_root().glob("*/*.json*"))
+    assert len(records) >= 15
+    for record in records:
+        drawn = main(["report", str(record), "--dry-run"]) == 0
+        said = capsys.readouterr()
+        assert "would write" in said.out if drawn else "Give " in said.err or "RUN" in said.err
+
+
 def test_a_second_table_belongs_to_hybrids(tmp_path, capsys):
     record = recipes_root() / "transfer" / "stories.expected.json"
     words = ["report", str(record), "--out", str(tmp_path / "page.html")]
