@@ -28,6 +28,16 @@ class Oracle(nn.Module):
         return x.mean(dim=1, keepdim=True).expand_as(x)
 
 
+class Nowhere(nn.Module):
+    """Divides by zero."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x - x)
+
+
 class Demanding(nn.Module):
     """Cannot be built from d_model alone."""
 

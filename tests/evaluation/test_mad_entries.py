@@ -132,6 +132,7 @@ def test_a_user_s_module_is_known_by_its_code():
     ("module", "message"),
     [
         ("tests.evaluation.mad_module:Oracle", "not causal"),
+        ("tests.evaluation.mad_module:Nowhere", "NaN or infinity"),
         ("tests.evaluation.mad_module:Halving", "same shape"),
         ("tests.evaluation.mad_module:Demanding", "give the rest a default"),
         ("tests.evaluation.mad_module:not_a_class", "is no class"),

@@ -194,6 +194,11 @@ def test_a_torn_record_is_set_aside_and_trained_again(tmp_path: Path, torn: byte
     assert file.with_suffix(".torn").read_bytes() == torn
 
 
+def test_a_table_is_no_file_of_records():
+    with pytest.raises(ValueError, match=r"savings\.json is no file of records"):
+        load_records(["recipes/mad/savings.json"])
+
+
 def test_files_that_are_torn_are_named(tmp_path: Path):
     sweep(tmp_path / "out", toy_trials([1]))
     (tmp_path / "out/sweep.json").write_text("{")

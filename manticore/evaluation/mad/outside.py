@@ -69,6 +69,8 @@ def _check_shape(module: nn.Module, d_model: int) -> None:
             f"{name} maps (batch, seq, d_model) = {tuple(x.shape)} to {given}. It must return a "
             "tensor of the same shape."
         )
+    if not y.isfinite().all():
+        raise ValueError(f"{name} gives NaN or infinity on normal inputs with fresh weights.")
     later = x.clone()
     later[:, 5:] += 1.0
     if not torch.allclose(module(later)[:, :5], y[:, :5], atol=1e-4):

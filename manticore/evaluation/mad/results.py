@@ -187,7 +187,12 @@ def _read_folder(path: Path) -> list[Record]:
 
 
 def _read_lines(path: Path) -> list[Record]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    if path.suffix == ".json":
+        raise ValueError(
+            f"{path} is no file of records, which has a .jsonl ending. Give the folder that "
+            "`manticore mad run --out` wrote, or what `mad board --pack` made of it."
+        )
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     named = [(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line]
     return [_check(_parse(line, where), where) for where, line in named]
 
