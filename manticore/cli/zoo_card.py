@@ -20,13 +20,10 @@ def zoo_card(recipe: PretrainRecipe, record: dict) -> str:
         f"# {recipe.name}",
         "",
         f"A {recipe.model['model_type']} of {record['parameters']:,} parameters, trained from "
-        f"scratch on {record['tokens']:,} tokens of {', '.join(kinds)}. It is a component for "
+        f"scratch on {record['tokens']:,} tokens of {' and '.join(kinds)}. It is a component for "
         "trying out hybrids on a laptop, not a useful language model.",
         "",
-        "| kind | test nats per token | bits per byte | "
-        f"{recipe.ngram_order}-gram with back-off, nats |",
-        "|---|---|---|---|",
-        *(_row(kind, record) for kind in kinds),
+        *_table(recipe, record),
         "",
         "Trained on the `pretrain` split only; weights are stored in float16. Text:",
         "",
@@ -39,10 +36,20 @@ def zoo_card(recipe: PretrainRecipe, record: dict) -> str:
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n" + "\n".join(lines) + "\n"
 
 
-def _row(kind: str, record: dict) -> str:
-    loss, bits = record["test"]["loss"][kind], record["test"]["bits_per_byte"][kind]
-    ngram = record["ngram"].get(kind)
-    return f"| {kind} | {loss:.3f} | {bits:.3f} | {'-' if ngram is None else f'{ngram:.3f}'} |"
+def _table(recipe: PretrainRecipe, record: dict) -> list[str]:
+    """Losses by kind, beside those of the n-gram model where there was one."""
+    heads = ["kind", "test nats per token", "bits per byte"]
+    columns = [list(record["data"]), *_measures(record)]
+    if recipe.ngram_order:
+        heads.append(f"{recipe.ngram_order}-gram with back-off, nats")
+        columns.append([f"{record['ngram'][kind]:.3f}" for kind in record["data"]])
+    rows = [heads, ["---"] * len(heads), *zip(*columns, strict=True)]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _measures(record: dict) -> list[list[str]]:
+    by_kind = (record["test"][key] for key in ("loss", "bits_per_byte"))
+    return [[f"{values[kind]:.3f}" for kind in record["data"]] for values in by_kind]
 
 
 def _source(kind: str, data: dict) -> str:

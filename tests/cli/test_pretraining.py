@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from manticore.cli.main import main
+from manticore.cli.zoo_card import zoo_card
+from manticore.config import load_recipe
+from manticore.config.recipes import PretrainRecipe
 
 RECIPE = "recipes/zoo/mamba-maths.yaml"
 
@@ -36,3 +39,19 @@ def test_a_table_may_be_larger_than_the_tokenizer(capsys):
 
     width = 96
     assert parameters("model.vocab_size=3000") - parameters() == (3000 - 2048) * width
+
+
+@pytest.mark.parametrize(("order", "columns"), [(5, 4), (0, 3)])
+def test_a_card_has_a_column_for_the_ngram_model_where_there_was_one(order, columns):
+    recipe = load_recipe(PretrainRecipe, RECIPE, [f"ngram_order={order}"])
+    kind = {"licence": "MIT", "sha256": {"a.txt": "f00"}}
+    record = {
+        "parameters": 10,
+        "tokens": 1000,
+        "data": {"maths": kind},
+        "test": {"loss": {"maths": 2.5}, "bits_per_byte": {"maths": 1.25}},
+        "ngram": {"maths": 3.0} if order else {},
+    }
+    table = [line for line in zoo_card(recipe, record).splitlines() if line.startswith("|")]
+    assert [line.count("|") - 1 for line in table] == [columns] * 3
+    assert table[-1].startswith("| maths | 2.500 | 1.250 |")
