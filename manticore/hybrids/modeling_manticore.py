@@ -125,6 +125,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         next_sequence_length: int | None = None,
         past_key_values: ManticoreCache | None = None,
+        inputs_embeds: Tensor | None = None,  # `generate` looks for the name in the signature
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As usual; all tokens anew where the new ones outgrow the cache (longrope)."""
@@ -136,7 +137,11 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
             if is_whole and past_key_values.get_seq_length() and self.model.outgrows_past(new):
                 past_key_values = next_sequence_length = None
         return super().prepare_inputs_for_generation(
-            input_ids, next_sequence_length, past_key_values, **kwargs
+            input_ids,
+            next_sequence_length,
+            past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
         )
 
     def mix_heads(self, output: ManticoreModelOutput, keep: slice | Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from manticore.models.family import RefusedError
 from tests.hybrids.pairs import build, ids_for, largest_difference, member, one_hot, padded
 from tests.models.attention_families import longrope
 from tests.models.tiny import tiny
@@ -73,11 +74,29 @@ def test_the_cache_is_made_anew_once_for_a_single_row():
     assert lengths == [BORDER - 2, 1, 1, BORDER + 1, 1, 1]
 
 
+def test_a_chat_goes_on_over_the_border_from_the_cache_of_the_last_turn():
+    hybrid = hybrid_of("soft")
+    turn = generate(hybrid, {"input_ids": ids_for(1, 5)}, new=3)
+    prompt = {"input_ids": torch.cat([turn.sequences, ids_for(1, BORDER, seed=1)], 1)}
+    resumed = generate(hybrid, prompt, past_key_values=turn.past_key_values)
+    assert torch.equal(resumed.sequences, generate(hybrid, prompt, use_cache=False).sequences)
+
+
+@torch.no_grad()
+def test_a_prompt_of_embeddings_ends_at_the_border():
+    hybrid, ids = hybrid_of("soft"), ids_for(1, BORDER - 3)
+    embedded = {"inputs_embeds": hybrid.model.embed(ids)}
+    made = generate(hybrid, embedded, new=4).sequences
+    assert torch.equal(made, generate(hybrid, {"input_ids": ids}, new=4).sequences[:, -4:])
+    with pytest.raises(RefusedError, match="cache was filled by the short ones"):
+        generate(hybrid, embedded, new=5)
+
+
 @torch.no_grad()
 def test_a_cache_that_does_not_fit_any_more_is_refused():
     hybrid, ids = hybrid_of("soft"), ids_for(1, BORDER + 6)
     short = hybrid(ids[:, : BORDER - 1], use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="cache was filled by the short ones"):
+    with pytest.raises(RefusedError, match="cache was filled by the short ones"):
         hybrid(ids[:, BORDER - 1 :], past_key_values=short)
     long = hybrid(ids[:, : BORDER + 2], use_cache=True).past_key_values
     rest = hybrid(ids[:, BORDER + 2 :], past_key_values=long).logits
