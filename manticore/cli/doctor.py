@@ -128,14 +128,14 @@ def _load(name: str) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from manticore.cli.model_folder import model_type
     from manticore.evaluation.conformance.causal import check_causal
-    from manticore.models.loading import adapter_message, find_file
+    from manticore.models.loading import find_file
     from manticore.models.weight_files import first_line
 
-    if find_file(name, "config.json", {}) is None:  # raises for a name of nothing
-        if find_file(name, "adapter_config.json", {}) is not None:
-            raise ValueError(adapter_message(name))
-        raise ValueError(f"{name} holds no config.json. Give the folder of a model.")
+    find_file(name, "config.json", {})  # raises for a name of nothing
+    if Path(name).is_dir():
+        model_type(Path(name))  # raises for a folder without a model
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -160,8 +160,8 @@ def model_type(folder: Path) -> str:
     if not path.is_file() and (folder / "adapter_config.json").is_file():
         raise ValueError(adapter_message(folder))
     if not path.is_file():
-        inside = next((f for f in ("model", "start") if (folder / f / "config.json").is_file()), "")
-        hint = f"Did you mean {folder / inside}?" if inside else "Give a folder with config.json."
+        inside = sorted(found.parent for found in folder.glob("*/config.json"))
+        hint = f"Did you mean {inside[0]}?" if inside else "Give a folder with config.json."
         raise ValueError(f"{folder} holds no model. {hint}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from logging import getLogger
 
 
@@ -12,6 +13,8 @@ def quiet_transformers() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # PEFT imports bitsandbytes, which on some processors misses a kernel that only 4 bits want.
     getLogger("bitsandbytes").setLevel("ERROR")
+    # PEFT asks transformers by the old name; nobody at a command line can change that.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -222,6 +222,8 @@ def _module_words(modules: list[ModuleCoverage]) -> str:
 
 
 def _within(layer: LayerCoverage, module: ModuleCoverage) -> str:
+    if module.name == layer.name:  # a norm that is trained, or a block's own linear module
+        return _last(module.name)
     return module.name.removeprefix(f"{layer.name}.")
 
 

@@ -93,7 +93,9 @@ def adapt(
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             wrapped: PeftModel = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{method} cannot adapt {type(model).__name__}: {error}") from error
+        places = "targets of a recipe's method, --targets of `manticore adapt coverage`"
+        hint = f" ({places}.)" if targets is None and "target_modules" in str(error) else ""
+        raise ValueError(f"{method} cannot adapt {type(model).__name__}: {error}{hint}") from error
     return wrapped
 
 

@@ -17,6 +17,11 @@ def test_lora_by_default_reaches_one_layer_of_four_and_our_targets_all(tmp_path,
     assert "learns in 4 of 4 layers" in capsys.readouterr().out
 
 
+def test_a_method_without_targets_of_its_own_asks_for_them_by_their_name_here(capsys):
+    assert main(["adapt", "coverage", "gpt_neox", "--family", "--method", "ln_tuning"]) == 2
+    assert "--targets of `manticore adapt coverage`" in capsys.readouterr().err
+
+
 def test_a_family_that_does_not_exist_is_refused(capsys):
     assert main(["adapt", "coverage", "nemotron", "--family"]) == 2
     assert capsys.readouterr().err

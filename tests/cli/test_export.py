@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import manticore
 from manticore.cli import export_check, export_child
 from manticore.cli.main import main
 from manticore.conversion.transfer import transfer
 from manticore.hybrids.card import read_front_matter
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 from manticore.models.configuration_mixer_lm import MixerLMConfig
+from manticore.models.loading import adapter_message
 from manticore.models.modeling_mixer_lm import MixerForCausalLM
 from tests.cli.tiny_run import make_project
 from tests.models.tiny import tiny
@@ -221,3 +226,26 @@ def test_a_length_that_nobody_gave_is_a_limit_in_the_card(tmp_path):
     card = (out / "README.md").read_text()
     assert "# LlamaForCausalLM" in card
     assert r"max\_position\_embeddings in config.json is the default" in card
+
+
+@pytest.mark.parametrize("verb", [["export", "--out", "unwritten"], ["doctor"]])
+def test_a_folder_of_an_adapter_says_how_to_make_a_model_of_it(verb, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert main([verb[0], "adapter", *verb[1:]]) == 2
+    said = capsys.readouterr().err
+    assert "adapter holds an adapter, not a model" in said
+    assert "AutoPeftModelForCausalLM.from_pretrained('adapter').merge_and_unload()" in said
+    assert not (tmp_path / "unwritten").exists()
+
+
+def test_the_way_to_merge_an_adapter_makes_a_model(project, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(project / "neox")
+    adapted = get_peft_model(base, LoraConfig(r=2, init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = adapted.eval()(IDS).logits
+    command = adapter_message(tmp_path / "adapter").split('python -c "')[1].split('". Then')[0]
+    here = os.environ | {"PYTHONPATH": str(Path(manticore.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", command], cwd=tmp_path, env=here, check=True)
+    assert torch.allclose(logits(tmp_path / "merged"), expected, atol=1e-5)

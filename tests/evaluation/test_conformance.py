@@ -274,7 +274,7 @@ def test_a_model_that_cannot_run_is_told_once(tmp_path, capsys, monkeypatch):
 def test_what_is_no_causal_language_model_is_refused_before_it_is_read(family, tmp_path, capsys):
     CONFIG_MAPPING[family]().save_pretrained(tmp_path)  # without weights
     assert main(["doctor", str(tmp_path)]) == 2
-    assert f"({family}), not a causal language model" in capsys.readouterr().err
+    assert f"{tmp_path}: a {family} model is" in capsys.readouterr().err
     assert main(["doctor", "--family", family]) == 2
     assert "causal language model" in capsys.readouterr().err
 

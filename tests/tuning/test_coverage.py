@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LNTuningConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from manticore import MoReConfig
@@ -60,6 +60,18 @@ def test_attention_names_on_a_hybrid_leave_most_layers_without_an_adapter() -> N
     assert len(report.uncovered) == len(report.layers) - 1
     mixer = next(layer for layer in report.uncovered if "Mamba" in layer.kind)
     assert "no target matches its linear modules (in_proj, out_proj)" in mixer.why
+
+
+def test_layers_that_are_trained_themselves_share_a_line() -> None:
+    model = tiny("llama")
+    names = ["input_layernorm", "post_attention_layernorm"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of every norm that is no nn.LayerNorm
+        report = coverage(get_peft_model(model, LNTuningConfig(target_modules=names)))
+    blocks = model.config.num_hidden_layers
+    assert f"    input_layernorm: {blocks} learns" in report.lines()
+    assert f"    post_attention_layernorm: {blocks} learns" in report.lines()
+    assert not any("base_model" in line for line in report.lines())
 
 
 def test_both_components_of_a_hybrid_are_reached() -> None:

@@ -16,9 +16,9 @@ def check_causal(config: Any, name: str) -> None:
     kind = _other_kind(config)
     if kind is not None:
         raise ValueError(
-            f"{name} is {kind} ({config.model_type}), not a causal language model, which is what "
-            "the doctor examines. Give a model that predicts the next token, such as a llama, "
-            "gpt2, mamba or hybrid; `manticore doctor --family all --dry-run` lists families."
+            f"{name}: a {config.model_type} model is {kind}. The doctor examines causal language "
+            "models. Give one that predicts the next token, such as a llama, mamba or hybrid; "
+            "`manticore doctor --family all --dry-run` lists families."
         )
 
 

@@ -56,7 +56,7 @@ def small_config(model_type: str, configuration: int = 0, **changes: Any) -> Any
         config = config_class(**{**first, **other, **changes})
     except Exception as error:  # the validators of configs raise classes of their own
         raise _no_small_model(model_type, error) from error
-    check_causal(config, f"A model of the family {model_type}")
+    check_causal(config, f"The family {model_type}")
     return config
 
 
