@@ -57,9 +57,10 @@ class AdaptTrainConfig(OptimizerConfig):
 @dataclass(frozen=True, kw_only=True)
 class RateSearchConfig:
     rates: tuple[float, ...] = ()
-    """Learning rates that every method tries, in order; empty: only train.lr."""
+    """Learning rates that every method tries, in order; empty: only train.lr. Three or more grow
+    where the best lies at their end; two are tried as they are."""
     extensions: int = 2
-    """How often a method's grid may grow where its best rate lies at the end."""
+    """How often a method's grid of three rates or more may grow where its best lies at the end."""
     by: Metric = "loss"
     """Validation measure that chooses the rate."""
 

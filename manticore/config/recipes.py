@@ -202,7 +202,8 @@ class CompareConfig:
     variants: tuple[VariantConfig, ...] = ()
     """More hybrids, each the recipe's own with some keys changed."""
     lr_factors: tuple[float, ...] = (1.0,)
-    """Learning rates to try for every row, as factors; validation chooses."""
+    """Learning rates to try for every row, as factors; validation chooses. Three or more grow where
+    the best lies at their end; two are tried as they are."""
     row_lr: dict[str, float] = field(default_factory=dict)
     """Learning rate of a row by its id, in place of the recipe's."""
 

@@ -126,7 +126,8 @@ class TransferRecipe:
     distil: DistilConfig = DistilConfig()
     """Learning from the teacher's distribution."""
     rates: tuple[float, ...] = ()
-    """Learning rates that every row tries with the first seed; validation chooses."""
+    """Learning rates that every row tries with the first seed; validation chooses. Three or more
+    grow where the best lies at their end, at most twice; two are tried as they are."""
     rows: tuple[StudentConfig, ...]
     """The students."""
     goals: tuple[TransferGoal, ...] = ()

@@ -27,7 +27,8 @@ def choose_rates(
     """Train every row at every rate of its grid and keep the best.
 
     Where the best rate lies at the end of a grid of three or more, the grid grows there by the
-    same factor, so that a row is not judged at a rate that it merely happened to be given.
+    same factor, so that a row is not judged at a rate that it merely happened to be given. Of two
+    rates the best is always at an end: they are a choice of the caller and tried as they are.
 
     Args:
         train_all: from (row, rate) pairs to results, which hold `id` and `lr`, and the entry of
