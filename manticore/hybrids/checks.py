@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from manticore.hybrids.assembly import component_names, load_tokenizers, plain_p
 from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.mixture import checked_rows
 from manticore.hybrids.trials import prepared
-from manticore.hybrids.vocabulary import same_vocabulary
+from manticore.hybrids.vocabulary import agree
 from manticore.models.component_lengths import check_length
 from manticore.models.loading import check_loadable
 from manticore.text.corpora import check_there
 from manticore.text.prepared import resolve_path
-from manticore.text.tokenizers import load_tokenizer
+from manticore.text.tokenizers import tokenizer_beside
 
 TAKEN = ("hybrid", "uniform", "random", "no-cross-talk", "component-*", "ensemble-*")
 """Ids of the rows that every comparison may have."""
@@ -106,8 +105,8 @@ def _check_tokenizers(recipe: HybridRecipe, base: Path) -> None:
     host, others = load_tokenizers(recipe, base)
     used = others or [host] * len(recipe.components)
     for k, component in enumerate(recipe.components):
-        own = _tokenizer_beside(resolve_path(component.path, base))
-        if component.tokenizer is None and own is not None and not same_vocabulary(own, used[k]):
+        own = tokenizer_beside(resolve_path(component.path, base))
+        if component.tokenizer is None and own is not None and not agree(own, used[k]):
             raise ValueError(_foreign_tokenizer(recipe, k, len(own), len(used[k])))
         rows = check_loadable(resolve_path(component.path, base)).vocab_size
         if rows < len(used[k]):
@@ -116,11 +115,6 @@ def _check_tokenizers(recipe: HybridRecipe, base: Path) -> None:
                 f"rows, its tokenizer {len(used[k])} tokens. Give the tokenizer that it was "
                 f"trained with as components.{k}.tokenizer."
             )
-
-
-def _tokenizer_beside(path: str) -> Any:
-    """The tokenizer in a component's own folder, None if it has none."""
-    return load_tokenizer(path) if os.path.isfile(Path(path) / "tokenizer.json") else None
 
 
 def _foreign_tokenizer(recipe: HybridRecipe, k: int, own: int, used: int) -> str:

@@ -1,6 +1,9 @@
 """Build a hybrid from pretrained components: vocabulary, heads, first mixture, projectors."""
 
 import copy
+import difflib
+import inspect
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +15,11 @@ from manticore.hybrids.component_configs import with_vocabulary
 from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.loading import spare_from_quantization
 from manticore.hybrids.projectors import initialise
-from manticore.hybrids.vocabulary import VocabularyReport, align_vocabulary
+from manticore.hybrids.vocabulary import VocabularyReport, align_vocabulary, check_shared
 from manticore.models.families import check_supported
 from manticore.models.loading import load_component
 from manticore.models.pretrained import split_causal_lm
+from manticore.text.tokenizers import tokenizer_beside
 
 if TYPE_CHECKING:
     from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
@@ -64,10 +68,14 @@ def from_components(
     """
     if embeddings not in EMBEDDINGS:
         raise ValueError(f"Unknown embeddings {embeddings!r}. Known: {', '.join(EMBEDDINGS)}.")
+    _check_options(components, load_options)
     _check_host(host, len(components))
     _check_no_empty_block(partition)
     label_options = {key: load_options.pop(key) for key in LABEL_OPTIONS if key in load_options}
     loaded = _load_all(components, load_options)
+    if tokenizers is None and embeddings == "own":
+        rows = min(model.get_input_embeddings().num_embeddings for model in loaded)
+        check_shared([_tokenizer_of(component) for component in components], rows)
     tables, report = align_vocabulary(loaded, tokenizers, host)
     bases = [_with_table(model, embed) for model, (embed, _) in zip(loaded, tables, strict=True)]
     config = ManticoreConfig(
@@ -144,6 +152,25 @@ def _check_no_empty_block(partition: list[list[list[int]]] | None) -> None:
                 f"partition gives component {k} no layers in block {empty[0]} ({ranges}). Give "
                 "every block at least one layer, or choose a smaller num_blocks."
             )
+
+
+def _tokenizer_of(component: PreTrainedModel | str) -> Any:
+    """What comes with a component; a loaded one is asked for its folder, not for the hub."""
+    if not isinstance(component, PreTrainedModel):
+        return tokenizer_beside(component)
+    folder = component.name_or_path
+    return tokenizer_beside(folder) if folder and os.path.isdir(folder) else None
+
+
+def _check_options(components: Any, load_options: dict[str, Any]) -> None:
+    """A path for a list of them, and slips of the pen that `from_pretrained` would be given."""
+    if isinstance(components, (str, os.PathLike, PreTrainedModel)):
+        raise ValueError("components is a single one. Give a list: [component, ...].")
+    own = inspect.signature(from_components).parameters
+    for key in load_options:
+        close = difflib.get_close_matches(key, own, n=1, cutoff=0.8)
+        if close:
+            raise ValueError(f"There is no option {key!r}. Did you mean {close[0]!r}?")
 
 
 def _load_all(components: Sequence[Any], load_options: dict[str, Any]) -> list[PreTrainedModel]:

@@ -213,6 +213,11 @@ class ManticoreModel(ManticorePreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
+        if inputs_embeds is not None and inputs_embeds.shape[-1] != sum(self.widths):
+            raise ValueError(
+                f"inputs_embeds has width {inputs_embeds.shape[-1]}; the components' embeddings "
+                f"side by side have {sum(self.widths)} ({self.widths}). `embed` makes them."
+            )
         if use_cache is None:
             use_cache = self.takes_cache and not self.training
         if self.training and any(map(pretrained.is_checkpointing, self.components)):

@@ -66,6 +66,35 @@ def same_vocabulary(tokenizer: Any, other: Any) -> bool:
     return tokenizer is other or tokenizer.get_vocab() == other.get_vocab()
 
 
+def agree(tokenizer: Any, other: Any, rows: int | None = None) -> bool:
+    """Whether no id (below `rows`) is one token to one tokenizer and another to the other."""
+    ids = {index: token for token, index in other.get_vocab().items()}
+    return all(
+        ids.get(index, token) == token
+        for token, index in tokenizer.get_vocab().items()
+        if rows is None or index < rows
+    )
+
+
+def check_shared(tokenizers: Sequence[Any], rows: int) -> None:
+    """Raise where components that are taken to share a tokenizer do not.
+
+    Args:
+        tokenizers: what comes with each component; None where that is not known.
+        rows: of the tables that all keep.
+    """
+    known = [(k, tokenizer) for k, tokenizer in enumerate(tokenizers) if tokenizer is not None]
+    for k, tokenizer in known[1:]:
+        first, other = known[0]
+        if not agree(tokenizer, other, rows):
+            raise ValueError(
+                f"Components {first} and {k} come with different tokenizers ({num_tokens(other)} "
+                f"and {num_tokens(tokenizer)} tokens): the same id is another token. Pass "
+                "tokenizers=[...], one for each in the same order, and the rows of all but the "
+                "host are transplanted."
+            )
+
+
 def _common_prefix(models: Sequence[PreTrainedModel], needed: int) -> tuple[Tables, Any]:
     rows = [model.get_input_embeddings().num_embeddings for model in models]
     vocab_size = min(rows)

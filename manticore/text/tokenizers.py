@@ -16,6 +16,20 @@ END_OF_TEXT = "<|endoftext|>"
 N_BYTES = 256
 
 
+def tokenizer_beside(model: str | Path) -> PreTrainedTokenizerFast | None:
+    """The tokenizer that comes with a model, in its folder or on the hub; None where there is none.
+
+    On the hub none is also what cannot be reached.
+    """
+    local = Path(model).expanduser()
+    if local.exists():
+        return load_tokenizer(local) if (local / "tokenizer.json").is_file() else None
+    try:
+        return load_tokenizer(model)
+    except ValueError:
+        return None
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """Load a fast tokenizer from a folder, a tokenizer.json file or a name on the hub."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast

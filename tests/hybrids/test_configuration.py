@@ -45,7 +45,7 @@ def with_second(*ranges):
         ({"host": -1}, "host=-1: allowed are 0 to 1"),
         ({"embeddings": "old"}, "Unknown embeddings 'old'. Known: own, new"),
         ({"projectors": "zero"}, "Unknown initialisation 'zero'"),
-        ({"num_block": 2}, "num_block"),
+        ({"num_block": 2}, "no option 'num_block'. Did you mean 'num_blocks'"),
         ({"tokenizers": [None]}, "1 tokenizers for 2 components"),
     ],
 )
@@ -57,6 +57,8 @@ def test_bad_options_say_what_is_allowed(options, message):
 def test_no_components_and_unknown_families_are_refused():
     with pytest.raises(ValueError, match="components is empty"):
         ManticoreForCausalLM.from_components([])
+    with pytest.raises(ValueError, match="components is a single one"):
+        ManticoreForCausalLM.from_components("recipes/zoo/neox-prose")  # type: ignore[arg-type]
     with pytest.raises(UnsupportedFamilyError, match="Known: "):
         ManticoreForCausalLM(ManticoreConfig([tiny_config("mamba"), CLIPTextConfig()]))
 
@@ -123,6 +125,7 @@ def test_one_component_can_be_given_another_attention(tmp_path):
     [
         ({}, "exactly one of input_ids and inputs_embeds"),
         ({"input_ids": ids_for(), "inputs_embeds": torch.zeros(2, 11, 72)}, "exactly one of"),
+        ({"inputs_embeds": torch.zeros(2, 11, 40)}, r"side by side have 72 \(\[32, 40\]\)"),
         ({"input_ids": ids_for(), "attention_mask": torch.ones(2, 7)}, r"must be \(2, 11\)"),
         ({"input_ids": ids_for(), "attention_mask": torch.ones(1, 1, 11, 11)}, r"be \(2, 11\)"),
     ],

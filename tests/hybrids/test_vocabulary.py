@@ -54,6 +54,19 @@ def text_of(tokenizer, ids: list[int]) -> str:
     ).decode()
 
 
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_components_that_come_with_different_tokenizers_need_them_named(stories, zoo, is_loaded):
+    parts = [str(ROOT / "recipes" / "zoo" / "neox-prose"), str(STORIES)]
+    if is_loaded:
+        parts = [AutoModelForCausalLM.from_pretrained(part) for part in parts]
+    with pytest.raises(ValueError, match=r"0 and 1 come with different tokenizers \(2048 and 512"):
+        ManticoreForCausalLM.from_components(parts)
+    named = ManticoreForCausalLM.from_components(parts, tokenizers=[zoo, stories])
+    assert named.vocabulary_report.mean_rows == [0, 1650]
+    new = ManticoreForCausalLM.from_components(parts, embeddings="new")
+    assert new.config.vocab_size == 512
+
+
 def test_tables_of_different_sizes_are_cut_to_their_common_prefix(tmp_path):
     hybrid = build([member(1), member(0), member(2, vocab_size=70)], num_blocks=2)
     report = hybrid.vocabulary_report
