@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from manticore.evaluation.conformance import doctor
+from manticore.evaluation.conformance.small_models import small_model
 from tests.hybrids.pairs import VOCAB_SIZE, build, ids_for, largest_difference, one_hot
 from tests.models.tiny import tiny
 
@@ -20,13 +21,22 @@ MIXES = (
     ("qwen3_next", "nemotron_h", "kimi_linear", "gpt2"),
     ("opt", "jamba"),
     ("gpt2", "opt", "mamba2", "opt"),
+    ("cohere", "stablelm"),
+    ("manticore_mixers", "cohere", "mamba"),
+    ("manticore_converted", "llama"),
+    ("stablelm", "manticore_mixers", "manticore_converted", "gemma3_text"),
 )
 every_mix = pytest.mark.parametrize("families", MIXES, ids="+".join)
 
 
 def parts(families):
     """One tiny model of each family; the variants differ, so that windows and ties are there."""
-    return [tiny(family, variant=index % 3) for index, family in enumerate(families)]
+    return [
+        small_model(family, configuration=index % 3)
+        if family == "manticore_converted"
+        else tiny(family, variant=index % 3)
+        for index, family in enumerate(families)
+    ]
 
 
 @every_mix
