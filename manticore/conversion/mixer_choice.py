@@ -16,7 +16,7 @@ from manticore.config.errors import did_you_mean
 from manticore.conversion.block_spec import TOPOLOGIES, BlockSpec
 from manticore.conversion.heads import HeadsSpec
 from manticore.mixers.interface import MixerSpec
-from manticore.mixers.table import TABLE, mixer_spec
+from manticore.mixers.table import TABLE, check_kinds, mixer_spec
 
 Layer = str | dict[str, Any]
 
@@ -123,6 +123,7 @@ def _heads_spec(name: str, settings: dict[str, Any], block: BlockSpec, index: in
                 f"Mixer {name!r} has no setting {key!r}.{did_you_mean(key, fields)} Its settings "
                 f"in a converted model: {', '.join(sorted({*fields, 'rotary'}))}."
             )
+    check_kinds(name, spec_class, settings)
     values = {**_geometry(block, index, rotary), **given, **settings}
     for setting, sources in (("window", block.windows[index]), ("mamba_norm_eps", block.norm_eps)):
         if setting in fields:

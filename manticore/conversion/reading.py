@@ -78,6 +78,11 @@ def read_source(model: PreTrainedModel) -> Source:
 def check_finite(source: Source) -> None:
     """Raise where a number of the source is none: it would be in every logit of the result."""
     for tensor in source.tensors.values():
+        if tensor.value.is_meta:
+            raise ValueError(
+                f"The source's {tensor.name} has no numbers: it lies on the meta device. Load the "
+                "source whole, without offloading."
+            )
         if not tensor.value.isfinite().all():
             count = int((~tensor.value.isfinite()).sum())
             raise ValueError(

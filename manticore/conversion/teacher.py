@@ -47,8 +47,8 @@ def _prepared_from(text: str, base: str) -> Prepared:
     recipe = from_plain(TransferRecipe, parse_yaml(text, "the recipe"), source="the recipe")
     source, tokenizer = checked_teacher(recipe, Path(base))
     data = prepare_data(recipe.data, tokenizer, Path(base))
-    text = (pack.rows for pack in data.packs["train"].values())
-    tokens = recall_tokens(text, source.config.vocab_size, tokenizer.all_special_ids)
+    rows = (pack.rows for pack in data.packs["train"].values())
+    tokens = recall_tokens(rows, source.config.vocab_size, tokenizer.all_special_ids)
     return Prepared(source, identity(source).requires_grad_(False), data, tokens)
 
 

@@ -7,7 +7,7 @@ so that only what they do not have in common has to be learned.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -58,11 +58,16 @@ def transfer(
         ValueError: a family or a mixer that is not known, heads that do not match, weights that
             are not finite, or text in another vocabulary.
     """
-    model_in = source if isinstance(source, PreTrainedModel) else load_component(source)
+    model_in = _opened(source)
     read = read_source(model_in)
     check_finite(read)
     config = converted_config(read, target, keep)
     if calibration is not None:
+        if not isinstance(calibration, Tensor):
+            raise ValueError(
+                f"calibration is a {type(calibration).__name__}. Give a tensor, such as the "
+                "`input_ids` that the tokenizer returns."
+            )
         if calibration.dim() != 2 or not calibration.numel():
             raise ValueError(
                 f"calibration has the shape {tuple(calibration.shape)}. Give (batch, seq) token "
@@ -83,6 +88,17 @@ def transfer(
     return model, plan
 
 
+def _opened(source: PreTrainedModel | str | os.PathLike[str]) -> PreTrainedModel:
+    if isinstance(source, PreTrainedModel):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(
+            f"The source is a {type(source).__name__}. Give a causal language model of "
+            "transformers, its folder or its name; merge adapters into theirs first."
+        )
+    return load_component(source)
+
+
 def identity(source: PreTrainedModel) -> ConvertedForCausalLM:
     """The source itself as a converted model with all its attention: the teacher of the others."""
     return transfer(source, "attention", copy="all")[0]
@@ -93,16 +109,18 @@ def converted_config(
 ) -> ConvertedConfig:
     """The config of a target with the source's blocks."""
     n_layers = source.block.n_layers
-    every = [target] * n_layers if isinstance(target, str | dict) else target
+    every: Sequence[Any] = target if isinstance(target, list | tuple) else [target] * n_layers
     layers = [as_layer(layer) for layer in every]
     if len(layers) != n_layers:
         raise ValueError(
             f"target names {len(layers)} mixers, but the source has {n_layers} layers. Give one "
             "mixer for all, or one for each layer."
         )
+    if not isinstance(keep, Iterable):
+        raise ValueError(f"keep={keep!r} is no list of layers. Give one, as in keep=[{keep!r}].")
     for index in keep:
-        if not 0 <= index < n_layers:
-            raise ValueError(f"keep names layer {index}; the source's are 0 to {n_layers - 1}.")
+        if index not in range(n_layers):
+            raise ValueError(f"keep names layer {index!r}; the source's are 0 to {n_layers - 1}.")
         layers[index] = {"mixer": "attention"}
     special: dict[str, Any] = {
         name: value for name, value in source.special_tokens.items() if value is not None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_type_hints
 
 from manticore.config.errors import did_you_mean
@@ -71,12 +71,17 @@ def mixer_spec(name: str, **settings: Any) -> MixerSpec:
                 f"Mixer {name!r} has no setting {key!r}.{did_you_mean(key, fields)} "
                 f"Its settings: {_list(fields)}."
             )
-    hints = get_type_hints(spec_class)
-    for key, value in settings.items():
-        _check_kind(name, key, value, hints[key])
+    check_kinds(name, spec_class, settings)
     if settings.get("d_model", 1) < 1:
         raise ValueError(f"d_model={settings['d_model']}: a width is at least 1.")
     return spec_class(**{**TABLE[name][1], **settings})
+
+
+def check_kinds(name: str, spec_class: type[MixerSpec], settings: Mapping[str, Any]) -> None:
+    """Raise where a setting of a mixer is no value of its field's type."""
+    hints = get_type_hints(spec_class)
+    for key, value in settings.items():
+        _check_kind(name, key, value, hints[key])
 
 
 def _check_kind(name: str, key: str, value: Any, hint: Any) -> None:
