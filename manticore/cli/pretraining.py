@@ -91,10 +91,12 @@ def build_model(recipe: PretrainRecipe, vocab_size: int, eos: int) -> PreTrained
         try:
             config = _model_config(CONFIG_MAPPING[model_type], fields, vocab_size, eos)
             check_supported(config)
-            return AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config)
         except (RuntimeError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
             why = " ".join(str(error).split())
             raise ValueError(f"The section `model` makes no {model_type}: {why}") from error
+    model.generation_config.pad_token_id = eos
+    return model
 
 
 def _model_config(cls: Any, fields: dict[str, Any], vocab_size: int, eos: int) -> Any:
@@ -110,7 +112,9 @@ def _model_config(cls: Any, fields: dict[str, Any], vocab_size: int, eos: int) -
             f"model.vocab_size={rows} is too small for the tokenizer's {vocab_size} tokens. Leave "
             "it out, or give as many or more."
         )
-    special = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}
+    # No padding token here: some families never train its row of the table, and it would be the
+    # end of text.
+    special = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None}
     return cls(vocab_size=rows, **{**special, **fields})
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
 
 from manticore.cli.main import main
+from manticore.cli.pretraining import build_model
 from manticore.cli.zoo_card import zoo_card
 from manticore.config import load_recipe
 from manticore.config.recipes import PretrainRecipe
@@ -39,6 +43,19 @@ def test_a_table_may_be_larger_than_the_tokenizer(capsys):
 
     width = 96
     assert parameters("model.vocab_size=3000") - parameters() == (3000 - 2048) * width
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "opt", "mamba", "gpt_neox"])
+def test_every_row_of_the_table_is_trained_the_end_of_text_too(family):
+    sizes = {"model_type": family, "hidden_size": 64, "num_hidden_layers": 1}
+    heads = {} if family == "mamba" else {"num_attention_heads": 4}
+    heads |= {"num_key_value_heads": 4} if family == "gemma" else {}
+    recipe = load_recipe(PretrainRecipe, RECIPE, [f"model={json.dumps(sizes | heads)}"])
+    model = build_model(recipe, 40, 2)
+    model(input_ids=torch.arange(40)[None], labels=torch.arange(40)[None]).loss.backward()
+    reached = model.get_input_embeddings().weight.grad.abs().sum(dim=1)
+    assert (reached[:-1] > 0).all()  # nothing follows the last
+    assert model.generation_config.pad_token_id == 2
 
 
 @pytest.mark.parametrize(("order", "columns"), [(5, 4), (0, 3)])
