@@ -28,7 +28,6 @@ from manticore.cli.options import (
 )
 from manticore.config import dump_yaml, find_recipe, load_recipe, to_plain
 from manticore.config.adapter_recipe import AdaptRecipe
-from manticore.config.numbers import check_least
 from manticore.reports.adapters import method_markdown, method_text, write_method_report
 from manticore.runs import RunFolder, atomic_folder, write_text
 
@@ -88,7 +87,6 @@ def open_experiment(
     """
     from manticore.tuning.experiment import TuningExperiment
 
-    check_least({"--processes": (args.processes, 1)})
     base, folder = find_recipe(args.recipe).parent, RunFolder(out)
     if folder.result() is None:
         check_inputs(recipe, base)

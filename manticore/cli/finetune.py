@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from manticore.cli.options import positive
 from manticore.cli.stages import add_stage_arguments, run_stages
 
 
@@ -19,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `manticore finetune`."""
     add_stage_arguments(parser)
     parser.add_argument(
-        "--processes", type=int, default=None, help="trainings at a time (default: cores, max 2)"
+        "--processes",
+        type=positive,
+        default=None,
+        help="trainings at a time (default: cores, max 2)",
     )
 
 

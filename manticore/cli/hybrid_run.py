@@ -14,7 +14,6 @@ from manticore.cli.options import overrides_of, parse_seeds
 from manticore.cli.quiet import quiet_transformers
 from manticore.cli.stages import STAGES, mixture_lines, open_experiment
 from manticore.config import dump_yaml, find_recipe, load_recipe
-from manticore.config.numbers import check_least
 from manticore.config.recipes import HybridRecipe
 from manticore.reports import text_table, write_report
 from manticore.reports.headline import other_budget
@@ -28,7 +27,6 @@ def run_hybrid_verb(args: argparse.Namespace) -> int:
     source = find_recipe(args.recipe)
     out = Path(args.out or Path("runs") / recipe.name)
     seeds = parse_seeds(args.seeds)
-    check_least({"--processes": (args.processes, 1)})
     if args.dry_run:
         print(describe_run(recipe, source.parent, out))
         return 0

@@ -67,7 +67,18 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
 def add_trainings(parser: argparse.ArgumentParser) -> None:
     """Add `--seeds` and `--processes`, of verbs that train every row of a recipe."""
     parser.add_argument("--seeds", metavar="0,1,2", help="one training for each (the recipe's)")
-    parser.add_argument("--processes", type=int, default=1, help="trainings at a time (1)")
+    parser.add_argument("--processes", type=positive, default=1, help="trainings at a time (1)")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, as the type of an option."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1.")
+    return value
 
 
 def parse_seeds(text: str | None) -> list[int] | None:

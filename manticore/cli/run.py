@@ -12,7 +12,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from manticore.cli.options import add_dry_run, add_out, add_quiet, add_recipe, overrides_of
+from manticore.cli.options import (
+    add_dry_run,
+    add_out,
+    add_quiet,
+    add_recipe,
+    overrides_of,
+    positive,
+)
 from manticore.config import ConfigError, load_recipe, recipe_kind, to_plain
 from manticore.config.kinds import RECIPE_KINDS
 from manticore.config.locate import find_recipe
@@ -32,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hybrids: run once for each seed and combine the tables with mean and spread",
     )
     parser.add_argument(
-        "--processes", type=int, default=None, help="trainings at a time (default: cores, max 2)"
+        "--processes",
+        type=positive,
+        default=None,
+        help="trainings at a time (default: cores, max 2)",
     )
 
 

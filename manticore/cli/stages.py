@@ -67,8 +67,6 @@ def open_experiment(
     processes = getattr(args, "processes", None)
     if processes is None:
         processes = min(2, os.cpu_count() or 1)
-    elif processes < 1:
-        raise ValueError(f"--processes {processes}: at least 1 is needed.")
     check_recipe(recipe, base)
     folder = RunFolder(out)
     if not folder.is_done("projectors"):  # that stage has read the text, and the run may be over

@@ -83,8 +83,8 @@ class AdaptEvaluationConfig:
 class MethodConfig:
     id: str
     """Short name, such as more-quarter."""
-    label: str
-    """What the table calls it."""
+    label: str = ""
+    """What the table calls it; default the id."""
     method: str
     """full, or a method of PEFT that changes modules: lora, gralora, more, miss, oft, ia3 ..."""
     settings: dict[str, Setting] = field(default_factory=dict)

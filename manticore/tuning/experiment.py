@@ -144,7 +144,7 @@ def table_row(
         costs[key] = statistics.median(values) if values else None
     return {
         "id": method.id,
-        "label": method.label,
+        "label": method.label or method.id,
         "method": method.method,
         "settings": dict(method.settings),
         "targets": list(method.targets),

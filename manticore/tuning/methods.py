@@ -40,6 +40,10 @@ def check_method(method: str, settings: Mapping[str, Any]) -> None:
             )
         return
     allowed = _settings_of(method)
+    if "target_modules" in settings:
+        raise ValueError(
+            f"{method}: the modules are not among its settings. Give them as `targets` (--targets)."
+        )
     for key in settings:
         if key not in allowed:
             raise ValueError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore.config.example_sections import ExampleSourceConfig
-from manticore.text.corpora import HUB_PREFIX
+from manticore.text.corpora import HUB_PREFIX, check_there
 from manticore.text.files import TEXT_SUFFIXES, corpus_files, format_of, read_text
 from manticore.text.prepared import resolve_path
 from manticore.text.rows import hub_rows, is_saved_dataset, read_rows, saved_rows
@@ -26,11 +26,9 @@ def raw_rows(source: ExampleSourceConfig, columns: Sequence[str], base: Path) ->
     """
     if source.path.startswith(HUB_PREFIX):
         return hub_rows(source.path.removeprefix(HUB_PREFIX), source.split)
-    local = Path(resolve_path(source.path, base)).expanduser()
-    if not local.exists():
-        raise ValueError(
-            f"There is no file or folder {local}. Give a path that exists, or hf:NAME."
-        )
+    path = resolve_path(source.path, base)
+    check_there(path)
+    local = Path(path).expanduser()
     if is_saved_dataset(local):
         return saved_rows(local, source.split)
     files = [local] if local.is_file() else corpus_files(local)

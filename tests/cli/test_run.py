@@ -126,7 +126,7 @@ def test_seeds_that_are_no_numbers_or_given_twice_are_refused(run_again, tmp_pat
             assert run_again("--seeds", words, *more, out=tmp_path / "x") == 2
             assert f"--seeds {words}" in capsys.readouterr().err
     assert run_again("--dry-run", "--processes", "0", out=tmp_path / "x") == 2
-    assert "--processes=0: at least 1" in capsys.readouterr().err
+    assert "argument --processes: 0: give a whole number of at least 1" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
