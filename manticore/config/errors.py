@@ -32,7 +32,11 @@ def _nearest(given: str, known: Sequence[str]) -> str | None:
             return name
     by_leaf = {_leaf(name): name for name in known}
     close = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7)
-    return by_leaf[close[0]] if close else None
+    if close:
+        return by_leaf[close[0]]
+    # One word of a name of several, where no other name has it (`longest` finds `longest_memory`).
+    found = [name for name in known if leaf in _leaf(name).split("_")]
+    return found[0] if len(found) == 1 else None
 
 
 def _leaf(name: str) -> str:

@@ -51,12 +51,20 @@ GROWING = (
     "hyena-experts",
 )
 """Layouts whose state holds something of every token."""
+PLAIN_ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 LAYOUTS: dict[str, Any] = {
     **{name: name for name in SHAPED},
     "sliding-attention": {"mixer": "sliding-attention", "window": 9},
     **{str(layer["mixer"]): layer for layer in OWN},
     "some attention": ["retention", "attention", "mamba", "linear-attention"],
 }
+
+
+def tiny_source(family: str, variant: int = 0, **settings: Any) -> PreTrainedModel:
+    """A tiny model whose rotary angles do not depend on the length, as a source's must not."""
+    if (family, variant) == ("llama", 1):
+        settings = {**PLAIN_ROTARY, **settings}
+    return tiny(family, variant=variant, **settings)
 
 
 def converted(

@@ -8,8 +8,16 @@ import manticore
 from manticore.conversion.transfer import transfer
 from manticore.evaluation.conformance import doctor
 from manticore.models.costs import cache_bytes, component_cost
-from tests.conversion.models import GROWING, LAYOUTS, SHAPED, converted, maximal, pad_left
-from tests.models.tiny import tiny, token_ids
+from tests.conversion.models import (
+    GROWING,
+    LAYOUTS,
+    SHAPED,
+    converted,
+    maximal,
+    pad_left,
+    tiny_source,
+)
+from tests.models.tiny import token_ids
 
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
@@ -122,7 +130,7 @@ def test_a_saved_model_comes_back_bitwise(layout, tmp_path):
 
 
 def test_tied_tables_stay_tied_through_a_file(tmp_path):
-    model, _ = transfer(tiny("llama", variant=1), "retention")
+    model, _ = transfer(tiny_source("llama", 1), "retention")
     assert model.lm_head.weight is model.model.embed_tokens.weight
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from manticore.conversion.reading import neighbours_to_halves, read_block, read_source
 from manticore.conversion.source_blocks import rotary_of
 from manticore.conversion.transfer import transfer
-from tests.conversion.models import SOURCES, maximal, tiny_gptj
+from tests.conversion.models import SOURCES, maximal, tiny_gptj, tiny_source
 from tests.models.tiny import VARIANTS, tiny, tiny_config, token_ids
 
 
@@ -15,7 +15,7 @@ from tests.models.tiny import VARIANTS, tiny, tiny_config, token_ids
 @pytest.mark.parametrize("family", SOURCES)
 @torch.no_grad()
 def test_attention_to_attention_gives_the_sources_logits(family, variant):
-    source = tiny(family, variant=variant)
+    source = tiny_source(family, variant)
     model, plan = transfer(source, "attention", copy="all")
     ids = token_ids(source, 2, 33)
     expected = source(ids).logits
@@ -29,7 +29,7 @@ def test_attention_to_attention_gives_the_sources_logits(family, variant):
 @pytest.mark.parametrize("family", SOURCES)
 @torch.no_grad()
 def test_mamba2_beside_attention_starts_as_the_source(family, variant):
-    source = tiny(family, variant=variant)
+    source = tiny_source(family, variant)
     layer = {"mixer": "attention-mamba2", "mamba_head_dim": 8, "mamba_n_groups": 2}
     model, plan = transfer(source, layer, copy="all")
     ids = token_ids(source, 2, 33)

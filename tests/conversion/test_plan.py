@@ -10,7 +10,7 @@ from manticore.conversion.parts import part_of
 from manticore.conversion.plan import TransferPlan
 from manticore.conversion.reading import read_source
 from manticore.conversion.transfer import transfer
-from tests.conversion.models import LAYOUTS, SHAPED, SOURCES
+from tests.conversion.models import LAYOUTS, SHAPED, SOURCES, tiny_source
 from tests.models.tiny import tiny, token_ids
 
 
@@ -131,7 +131,7 @@ def test_a_missing_row_is_an_error():
 
 
 def test_tied_tables_count_once():
-    source = tiny("llama", variant=1)
+    source = tiny_source("llama", 1)
     model, plan = transfer(source, "retention")
     assert source.config.tie_word_embeddings
     assert plan.by_how()["tied"]["tensors"] == 1

@@ -8,7 +8,14 @@ from manticore.conversion.stock_layouts import as_stock_model
 from manticore.conversion.stock_rotary import rope_parameters
 from manticore.conversion.transfer import identity, transfer
 from manticore.models.stock import NoStockClassError
-from tests.conversion.models import SOURCES, converted, maximal, tiny_gptj
+from tests.conversion.models import (
+    PLAIN_ROTARY,
+    SOURCES,
+    converted,
+    maximal,
+    tiny_gptj,
+    tiny_source,
+)
 from tests.models.tiny import tiny, token_ids
 
 WINDOW = {"mixer": "sliding-attention", "window": 9}
@@ -17,7 +24,11 @@ ALL = [(family, variant) for family in SOURCES for variant in (0, 1, 2)]
 
 
 def source_of(family, variant=0):
-    return tiny_gptj() if family == "gptj" else tiny(family, variant=variant)
+    if family == "gptj":
+        return tiny_gptj()
+    # YaRN's angles leave as our class.
+    rotary = PLAIN_ROTARY if (family, variant) == ("qwen3", 2) else {}
+    return tiny_source(family, variant, **rotary)
 
 
 @pytest.mark.parametrize(("family", "variant"), [*ALL, ("gptj", 0)])
