@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from manticore.conversion.sources import SOURCES
+from manticore.mixers.table import TABLE
+from manticore.models.families import FAMILIES
 from manticore.reports import markdown_table
 from manticore.reports.records import load_rows
 
@@ -33,3 +36,11 @@ def test_the_table_is_that_of_the_committed_record(recipe):
 def test_both_commands_are_shown():
     assert "make demo" in README
     assert "make test" in README
+
+
+def test_counts_of_families_and_mixers_are_those_of_the_tables():
+    components = [name for name in FAMILIES if not name.startswith("manticore_")]
+    assert f"({len(components)} of them, " in README
+    assert f"The layers are {len(TABLE)} mixers" in README
+    words = {9: "Nine", 10: "Ten", 11: "Eleven", 12: "Twelve"}
+    assert f"{words[len(SOURCES)]} families of transformers (" in README
