@@ -113,7 +113,9 @@ def test_the_papers_encoder_and_decoder_are_counted_from_their_configurations(
     counts = {"more-paper": 589_824, "lora-8": 1_179_648, "more-quarter": 294_912}
     for row, adapter in counts.items():
         assert f"{row}: {adapter + head:,} of " in said
-    assert "boft: parameters unknown, boft needs the weights" in said
+    # Blocks of 8, scales and biases; PEFT makes two factors one where its CUDA kernel is missing.
+    boft = [72 * (factors * 128 * 8 * 8 + 2 * 1024) + head for factors in (1, 2)]
+    assert any(f"boft: {count:,} of " in said for count in boft)
     assert main(["adapt", "run", "recipes/more/boolq.yaml", "--dry-run",
                  f"model.path={folder / 'llama-7b'}"]) == 0  # fmt: skip
     said = capsys.readouterr().out
