@@ -41,6 +41,37 @@ def olmo2_blocks(config: Any) -> BlockSpec:
     return llama_blocks(config, topology="post-norm", qk_norm="width-rms")
 
 
+def arcee_blocks(config: Any) -> BlockSpec:
+    """Llama's, with an MLP that has no gate."""
+    return llama_blocks(config, channel_mixer="mlp")
+
+
+def ernie_blocks(config: Any) -> BlockSpec:
+    """Llama's, with one setting for the biases of all maps."""
+    has_bias = config.use_bias
+    return llama_blocks(config, qkv_bias=has_bias, output_bias=has_bias, mlp_bias=has_bias)
+
+
+def helium_blocks(config: Any) -> BlockSpec:
+    """Llama's, without a bias on attention's output."""
+    return llama_blocks(config, output_bias=False)
+
+
+def starcoder2_blocks(config: Any) -> BlockSpec:
+    """Rotary positions and windows as in Mistral, norms and MLPs as in GPT-2."""
+    return _common_blocks(
+        config,
+        norm="layer",
+        norm_eps=config.norm_epsilon,
+        qkv_bias=config.use_bias,
+        output_bias=config.use_bias,
+        channel_mixer="mlp",
+        intermediate_size=config.intermediate_size,
+        activation=config.hidden_act,
+        mlp_bias=config.use_bias,
+    )
+
+
 def gpt_neox_blocks(config: Any) -> BlockSpec:
     """Pythia's: attention and MLP side by side unless the config says otherwise."""
     return _common_blocks(

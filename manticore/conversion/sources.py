@@ -15,14 +15,18 @@ from transformers import PreTrainedConfig
 
 from manticore.conversion.block_spec import BlockSpec
 from manticore.conversion.source_blocks import (
+    arcee_blocks,
+    ernie_blocks,
     gpt2_blocks,
     gpt_neox_blocks,
     gptj_blocks,
+    helium_blocks,
     llama_blocks,
     olmo2_blocks,
     phi_blocks,
     qwen2_blocks,
     qwen3_blocks,
+    starcoder2_blocks,
 )
 
 Place = str | tuple[str, str]
@@ -58,6 +62,10 @@ _QK_NORMS: dict[str, Place] = {
     "mixer.q_norm": "self_attn.q_norm",
     "mixer.k_norm": "self_attn.k_norm",
 }
+_NEIGHBOURS: dict[str, Place] = {
+    "mixer.q": ("self_attn.q_proj", "halves"),
+    "mixer.k": ("self_attn.k_proj", "halves"),
+}
 _STEM: dict[str, Place] = {
     "model.embed_tokens": "model.embed_tokens",
     "model.norm": "model.norm",
@@ -74,6 +82,9 @@ def _like_llama(
 
 SOURCES: dict[str, SourceFamily] = {
     "llama": _like_llama(llama_blocks),
+    "arcee": _like_llama(arcee_blocks),
+    "ernie4_5": _like_llama(ernie_blocks, _NEIGHBOURS),
+    "helium": _like_llama(helium_blocks, _NEIGHBOURS),
     "mistral": _like_llama(llama_blocks),
     "qwen2": _like_llama(qwen2_blocks),
     "qwen3": _like_llama(qwen3_blocks, _QK_NORMS),
@@ -85,6 +96,7 @@ SOURCES: dict[str, SourceFamily] = {
             "mlp_norm": "post_feedforward_layernorm",
         },
     ),
+    "starcoder2": _like_llama(starcoder2_blocks, {"mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}),
     "gpt_neox": SourceFamily(
         block=gpt_neox_blocks,
         stem={

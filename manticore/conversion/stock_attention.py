@@ -58,6 +58,16 @@ def _olmo3(config: ConvertedConfig) -> Fields:
     return fields | {"rope_parameters": {kind: dict(rope) for kind in sorted(kinds)}}
 
 
+def _starcoder2(config: ConvertedConfig) -> Fields:
+    block = config.block_spec
+    fields = {k: v for k, v in rotary_fields(config).items() if k != "attention_bias"}
+    return fields | {
+        "norm_epsilon": block.norm_eps,
+        "use_bias": block.mlp_bias,
+        "sliding_window": windows_of(config)[0],
+    }
+
+
 def _gpt_neox(config: ConvertedConfig) -> Fields:
     block = config.block_spec
     return rotary_fields(config) | {
@@ -128,6 +138,17 @@ ATTENTION: dict[str, StockClass] = {
         fields=llama_fields,
         tensors=partial(_of_source, "llama"),
     ),
+    "arcee": StockClass(
+        needs={
+            **_LLAMA,
+            **NO_WINDOW,
+            "channel mixer": ("mlp",),
+            "biases of attention": ("none", ALL_BIASES),
+            "biases of the channel mixer": ("none", "yes"),
+        },
+        fields=llama_fields,
+        tensors=partial(_of_source, "arcee"),
+    ),
     "mistral": StockClass(
         needs={**_LLAMA, "windows": ("one size, everywhere",)},
         fields=_mistral,
@@ -170,6 +191,19 @@ ATTENTION: dict[str, StockClass] = {
         },
         fields=lambda config: with_part(_gpt_neox(config)),
         tensors=partial(_of_source, "gpt_neox"),
+    ),
+    "starcoder2": StockClass(
+        needs={
+            **_PLAIN_MLP,
+            **WHOLE_ROTARY,
+            "windows": ("none", "one size, everywhere"),
+            "residual lines": ("sequential",),
+            "biases of attention": ("none", ALL_BIASES),
+            "biases of the channel mixer": ("none", "yes"),
+            "scale of scores": (USUAL,),
+        },
+        fields=_starcoder2,
+        tensors=partial(_of_source, "starcoder2"),
     ),
     "phi": StockClass(
         needs={

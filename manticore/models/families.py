@@ -48,6 +48,7 @@ FAMILIES = {
             )
             for model_type in (
                 "llama",
+                "apertus",
                 "arcee",
                 "cohere",
                 "cohere2",
@@ -222,6 +223,8 @@ FAMILIES = {
 }
 
 WITHOUT_A_ROW = {
+    "bloom": "a norm stands between its embeddings and its first layer, which belongs to no range "
+    "of layers. Use a falcon with ALiBi (Falcon-RW), which has the same positions.",
     "recurrent_gemma": "its recurrent state lives in its modules instead of a cache, so that beam "
     "search and a second sequence would see the state of the first. For linear recurrences "
     "beside local attention use a hybrid of mamba2 or qwen3_next with gemma2.",

@@ -6,13 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from manticore.conversion.modeling_converted import ConvertedForCausalLM
 from manticore.conversion.transfer import transfer
 from tests.models.tiny import tiny
 
-SOURCES = ("gpt_neox", "gpt2", "llama", "mistral", "qwen2", "qwen3", "phi", "olmo2")
+SOURCES = (
+    *("gpt_neox", "gpt2", "gptj", "llama", "mistral", "qwen2", "qwen3", "phi", "olmo2"),
+    *("arcee", "starcoder2"),
+)
+NEIGHBOURS = ("ernie4_5", "helium")
+"""Sources like Llama but for their rotated pairs, which are neighbours."""
 SHAPED = (
     "attention",
     "sliding-attention",
@@ -79,17 +84,6 @@ def converted(
             if ".mixer." in name:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return model
-
-
-def tiny_gptj() -> PreTrainedModel:
-    """A source whose rotated pairs are neighbours."""
-    config = GPTJConfig(
-        n_embd=32, n_layer=3, n_head=4, rotary_dim=4, vocab_size=61, n_positions=64,
-        bos_token_id=0, eos_token_id=1, pad_token_id=2, initializer_range=0.2,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return GPTJForCausalLM(config).eval()
 
 
 def pad_left(rows: list[Tensor], value: int) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,11 @@ from manticore.conversion.stock_rotary import rope_parameters
 from manticore.conversion.transfer import identity, transfer
 from manticore.models.stock import NoStockClassError
 from tests.conversion.models import (
+    NEIGHBOURS,
     PLAIN_ROTARY,
     SOURCES,
     converted,
     maximal,
-    tiny_gptj,
     tiny_source,
 )
 from tests.models.tiny import tiny, token_ids
@@ -23,23 +23,27 @@ MAMBA2 = {"mixer": "mamba2", "head_dim": 8, "norm_eps": 1e-6}
 ALL = [(family, variant) for family in SOURCES for variant in (0, 1, 2)]
 
 
-def source_of(family, variant=0):
-    if family == "gptj":
-        return tiny_gptj()
-    # YaRN's angles leave as our class.
-    rotary = PLAIN_ROTARY if (family, variant) == ("qwen3", 2) else {}
-    return tiny_source(family, variant, **rotary)
-
-
-@pytest.mark.parametrize(("family", "variant"), [*ALL, ("gptj", 0)])
+@pytest.mark.parametrize(("family", "variant"), ALL)
 @torch.no_grad()
 def test_a_model_that_keeps_its_attention_leaves_as_its_source(family, variant):
-    source = source_of(family, variant)
+    # YaRN's angles leave as our class.
+    rotary = PLAIN_ROTARY if (family, variant) == ("qwen3", 2) else {}
+    source = tiny_source(family, variant, **rotary)
     stock = as_stock_model(identity(source))
     if (family, variant) != ("mistral", 0):  # without a window Mistral is a Llama
         assert type(stock) is type(source)
     ids = token_ids(source, 2, 40)
     assert torch.equal(stock(ids).logits, source(ids).logits)  # the same code on the same weights
+
+
+@pytest.mark.parametrize("family", NEIGHBOURS)
+@torch.no_grad()
+def test_rotated_neighbours_leave_as_the_halves_of_a_llama(family):
+    source = tiny(family)
+    stock = as_stock_model(identity(source))
+    assert type(stock).__name__ == "LlamaForCausalLM"
+    ids = token_ids(source, 2, 40)
+    assert maximal(stock(ids).logits - source(ids).logits) < 1e-5  # rounding of float32
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ BIASED = {"qkv_bias": True, "output_bias": True}
 MAMBA = {"mixer": "normed-mamba", "norm_eps": 1e-5}
 GATED = {"mixer": "swiglu", "inner_width": 24}
 TIED = {"tie_word_embeddings": True}
+LAYER_NORMS = {"norm": "layer"}
 POSITIONS = {"norm": "layer", "positions": "learned", "max_position_embeddings": 64}
 CASES = [
     ("LlamaForCausalLM", [PLAIN, PLAIN], GATED, {}),
@@ -34,7 +35,9 @@ CASES = [
     ("JambaForCausalLM", [MAMBA, UNTURNED, MAMBA, UNTURNED], GATED, {}),
     ("JambaForCausalLM", [MAMBA, MAMBA, UNTURNED], "swiglu", TIED),
     ("NemotronHForCausalLM", [MAMBA2, UNTURNED], "mlp", {}),
-    ("GPTNeoXForCausalLM", [ALL_HEADS, ALL_HEADS], "mlp", {"norm": "layer"}),
+    ("ArceeForCausalLM", [PLAIN, PLAIN], "mlp", {}),
+    ("Starcoder2ForCausalLM", [{**ATTENTION, **BIASED, "window": 9}] * 2, "mlp", LAYER_NORMS),
+    ("GPTNeoXForCausalLM", [ALL_HEADS, ALL_HEADS], "mlp", LAYER_NORMS),
     ("GPT2LMHeadModel", [{**ALL_HEADS, "rotary_fraction": 0.0}] * 2, "mlp", POSITIONS),
 ]
 

@@ -9,6 +9,7 @@ _NARROW = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3,
 _DEEP = {"hidden_size": 40, "num_hidden_layers": 5, "num_attention_heads": 4,
          "intermediate_size": 56}  # fmt: skip
 _NO_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0}
+_PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
 _GROUPED: tuple[dict[str, Any], ...] = (
     {**_SMALL, "num_key_value_heads": 2},
     {**_NARROW, "num_key_value_heads": 1, "tie_word_embeddings": True},
@@ -127,6 +128,13 @@ ATTENTION_FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
         {"head_dim": 8, **_NO_DROPOUT},
         {"head_dim": 16, "attention_out_bias": True, "mlp_bias": True, **_NO_DROPOUT},
         {"head_dim": 10, "attention_bias": False, **_NO_DROPOUT},
+    ),
+    "apertus": _grouped(
+        _PLAIN_ROPE,
+        {"attention_bias": True, **_PLAIN_ROPE},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0,
+                             "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                             "original_max_position_embeddings": 16}},
     ),
     "arcee": _grouped(
         {"head_dim": 8},

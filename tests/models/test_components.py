@@ -9,7 +9,7 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BloomConfig, PreTrainedModel
+from transformers import BloomConfig, PersimmonConfig, PreTrainedModel
 
 from manticore.models.component_cache import cache_layers
 from manticore.models.component_lengths import check_length, has_position_table, max_positions
@@ -366,7 +366,7 @@ LORA_TARGETS = {
     },
     "qwen3_next": ["in_proj_qkvz", "q_proj"],
     "opt": ["q_proj", "fc1"],
-    **{family: ["q_proj", "down_proj"] for family in ("arcee", "glm", "glm4")},
+    **{family: ["q_proj", "down_proj"] for family in ("apertus", "arcee", "glm", "glm4")},
     # Their experts are stacked parameters, which take adapters by another setting.
     **{family: ["q_proj", "o_proj"] for family in ("mixtral", "qwen3_moe", "olmoe", "granitemoe")},
     "gptj": ["q_proj", "fc_in"],
@@ -494,7 +494,13 @@ def test_models_without_a_table_accept_any_length(family: str, limit: int | None
 
 
 def test_a_family_without_a_row_is_named_with_those_that_have_one() -> None:
-    with pytest.raises(UnsupportedFamilyError, match=r"'bloom'.*Known: .*gpt_neox.*mamba.*Choose"):
+    known = r"'persimmon'.*Known: .*gpt_neox.*mamba.*Choose"
+    with pytest.raises(UnsupportedFamilyError, match=known):
+        check_supported(PersimmonConfig())
+
+
+def test_a_family_that_is_refused_for_a_reason_is_told_it() -> None:
+    with pytest.raises(UnsupportedFamilyError, match=r"'bloom'.*a norm stands between.*Falcon-RW"):
         check_supported(BloomConfig())
 
 

@@ -52,7 +52,10 @@ _LONGROPE = {
 }
 _THREE_TO_ONE = ["linear_attention"] * 3 + ["full_attention"]
 
+_PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
+
 SPECIAL: dict[str, dict[str, Any]] = {
+    "apertus": _PLAIN_ROPE,
     "bamba": {**_MAMBA2, "mamba_chunk_size": 8, "attn_layer_indices": [1, 3]},
     "codegen": {"rotary_dim": 8},
     "cohere2": {"sliding_window": 8, "layer_types": _EVERY_OTHER},
@@ -181,8 +184,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 # What else differs in the second and the third configuration.
 HABITS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "apertus": ({"attention_bias": True}, {"hidden_act": "relu2"}),
     "arcee": ({"attention_bias": True, "mlp_bias": True}, {"hidden_act": "gelu"}),
     "bamba": ({"attn_layer_indices": [0, 2]}, {"attn_layer_indices": [2]}),
+    "bloom": ({"apply_residual_connection_post_layernorm": True}, {}),
     "cohere": ({"logit_scale": 1.5, "use_qk_norm": True}, {"attention_bias": True}),
     "cohere2": ({"logit_scale": 1.5}, {"attention_bias": True}),
     "codegen": ({"rotary_dim": 16}, {"n_inner": 80}),
