@@ -11,10 +11,10 @@ from markupsafe import Markup
 from manticore.config.adapter_recipe import HIGHER_IS_BETTER
 from manticore.reports.front_figure import FrontPoint, draw_front
 from manticore.reports.mad_tables import markdown_of, text_of
-from manticore.reports.numbers import DASH, bytes_text, count_text, loss_text, spread_text
+from manticore.reports.numbers import DASH, bytes_text, count_text, loss_text
 from manticore.reports.records import read_json
 from manticore.reports.rendering import render
-from manticore.reports.sections import Cell, Line, Table
+from manticore.reports.sections import Cell, Line, Table, measure_cell
 from manticore.runs import write_text
 from manticore.training.rates import divergences
 
@@ -41,7 +41,7 @@ def method_table(result: Mapping[str, Any]) -> Table:
         Line(
             label=row["label"],
             cells=[
-                *(_measure(row, metric, best[metric]) for metric in metrics),
+                *(measure_cell(row, metric, best[metric]) for metric in metrics),
                 Cell(text=count_text(row["parameters"])),
                 Cell(text=bytes_text(row.get("memory_bytes"))),
                 Cell(text=_milliseconds(row.get("step_seconds"))),
@@ -158,13 +158,6 @@ def ordered_rows(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping
 
 def _best(rows: Sequence[Mapping[str, Any]], metric: str) -> float:
     return float(ordered_rows(rows, metric)[0]["mean"][metric])
-
-
-def _measure(row: Mapping[str, Any], metric: str, best: float) -> Cell:
-    value = float(row["mean"][metric])
-    return Cell(
-        text=loss_text(value), spread=spread_text(row["sd"].get(metric)), best=value == best
-    )
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -12,11 +12,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from manticore.reports.effective_weights import Weights, effective_weights
 from manticore.reports.numbers import count_text, percent_text
 from manticore.reports.palette import component_colour
 from manticore.reports.svg import Drawing, first_that_fits, shorten, text_width
-
-Weights = Sequence[float]
 
 # Rows of blocks beyond this many are drawn lower, so that 24 blocks still fit on a screen.
 ROOMY_BLOCKS = 8
@@ -28,25 +27,9 @@ def draw_architecture(hybrid: Mapping[str, Any], width: float) -> Markup:
     return _Picture(hybrid, width).drawn()
 
 
-def effective_weights(row: Weights, loyalty: float | None) -> list[list[float]]:
-    """What each stream reads: [k][j] = softmax_j(log row_j + loyalty [j = k])."""
-    strength = 0.0 if loyalty is None else float(loyalty)
-    return [_reads(row, k, strength) for k in range(len(row))]
-
-
 def opacity(weight: float) -> float:
     """How strongly a weight is drawn: its square root, so that a tenth can still be seen."""
     return math.sqrt(weight)
-
-
-def _reads(row: Weights, k: int, loyalty: float) -> list[float]:
-    if math.isinf(loyalty) and row[k] > 0:
-        return [float(j == k) for j in range(len(row))]
-    # exp(loyalty) would overflow beyond 700; any loyalty beyond 50 is already one-hot.
-    boost = math.exp(min(loyalty, 50.0)) if math.isfinite(loyalty) else 1.0
-    raw = [weight * (boost if j == k else 1.0) for j, weight in enumerate(row)]
-    total = sum(raw)
-    return [value / total for value in raw] if total else raw
 
 
 class _Picture:

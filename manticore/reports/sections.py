@@ -37,6 +37,14 @@ class Cell:
     """Length of a bar behind the number, from 0 to 1; None for no bar."""
 
 
+def measure_cell(row: Mapping[str, Any], metric: str, best: float | None = None) -> Cell:
+    """A measure of a row over seeds: its mean, its spread, and whether it is the best."""
+    value = float(row["mean"][metric])
+    return Cell(
+        text=loss_text(value), spread=spread_text(row["sd"].get(metric)), best=value == best
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One line of a table: its name, its numbers."""

@@ -16,11 +16,10 @@ from manticore.reports.numbers import (
     loss_text,
     percent_text,
     power_text,
-    spread_text,
 )
 from manticore.reports.records import read_json
 from manticore.reports.rendering import render
-from manticore.reports.sections import Cell, Line, Table
+from manticore.reports.sections import Cell, Line, Table, measure_cell
 from manticore.reports.transfer_costs import cost_legend, cost_tables, draw_costs
 from manticore.reports.transfer_figures import draw_ladder, draw_placement, legend
 from manticore.runs import write_text
@@ -40,9 +39,9 @@ def transfer_table(result: Mapping[str, Any]) -> Table:
         Line(
             label=row["label"],
             cells=[
-                _measure(row, "loss", best),
-                _measure(row, "start"),
-                _measure(row, "bits_per_byte"),
+                measure_cell(row, "loss", best),
+                measure_cell(row, "start"),
+                measure_cell(row, "bits_per_byte"),
                 Cell(text=loss_text(_mean([at_flops(c, budget) for c in row["curves"]]))),
                 Cell(text=percent_text(row["mean"]["mqar_accuracy"], 1)),
                 Cell(text=percent_text(row["mean"]["induction_accuracy"], 1)),
@@ -203,13 +202,6 @@ def headline(result: Mapping[str, Any]) -> str:
     goals = result["goals"]
     met = sum(bool(goal["met"]) for goal in goals)
     return text + (f" {met} of {len(goals)} goals met." if goals else "")
-
-
-def _measure(row: Mapping[str, Any], metric: str, best: float | None = None) -> Cell:
-    value = float(row["mean"][metric])
-    return Cell(
-        text=loss_text(value), spread=spread_text(row["sd"].get(metric)), best=value == best
-    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from manticore.reports.architecture import draw_architecture, effective_weights
+from manticore.reports.architecture import draw_architecture
 from manticore.reports.curves_figure import curve_panels
+from manticore.reports.effective_weights import effective_weights
 from manticore.reports.mixture_figure import mixture_paths, searched_rows
 from manticore.reports.numbers import DASH
 from manticore.reports.palette import looks
