@@ -42,5 +42,5 @@ def test_counts_of_families_and_mixers_are_those_of_the_tables():
     components = [name for name in FAMILIES if not name.startswith("manticore_")]
     assert f"({len(components)} of them, " in README
     assert f"The layers are {len(TABLE)} mixers" in README
-    words = {9: "Nine", 10: "Ten", 11: "Eleven", 12: "Twelve"}
+    words = {9: "Nine", 10: "Ten", 11: "Eleven", 12: "Twelve", 13: "Thirteen"}
     assert f"{words[len(SOURCES)]} families of transformers (" in README
