@@ -125,7 +125,9 @@ def test_padded_batches_equal_single_sequences(family: str, variant: int, side: 
     ids, mask, positions = pad(rows, side, model.config.pad_token_id)
     logits = run_in_stages(model, ids, uneven(model.config.num_hidden_layers), mask, positions)
     for row, got, kept in zip(rows, logits, mask.bool(), strict=True):
-        assert maximal(got[kept] - model(row[None]).logits[0]) < 1e-4
+        # Padding moves the borders of chunks. Delta rules solve a system in each, and differ by up
+        # to 2e-5 for it (Kimi Linear, Qwen3-Next); all others stay below 1e-5.
+        assert maximal(got[kept] - model(row[None]).logits[0]) < 4e-5
 
 
 # Mamba's own mixers continue a cache one token at a time, the bound ones in one go.
