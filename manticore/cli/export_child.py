@@ -36,7 +36,7 @@ def main(folder: str, expected: str, how: str) -> dict[str, object]:
     if how == "fla":  # its own kernels need a GPU, so this is our reader
         from manticore.models.imports_fla import read_fla_model
 
-        model = read_fla_model(folder).float()
+        model = read_fla_model(folder).double()
     else:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False

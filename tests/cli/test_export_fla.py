@@ -18,6 +18,7 @@ from tests.models.test_fla_weights import ATTENTION, TOKEN, blocks, small_model
 from tests.models.tiny import tiny
 
 GLA = {"mixer": "gated-linear-attention", "rotary": False, "use_gate": False}
+STORIES = Path(__file__).parents[2] / "recipes" / "zoo" / "stories260k"
 IDS = torch.arange(20).unsqueeze(0)
 
 
@@ -71,6 +72,17 @@ def test_what_fla_does_not_compute_is_refused_before_anything_is_written(tmp_pat
     assert export(tmp_path / "ours", tmp_path / "fla", "--layout", "fla") == 2
     assert "has gate_normalizer=8.0, and there it is 16.0" in capsys.readouterr().err
     assert not (tmp_path / "fla").exists()
+
+
+def test_the_noise_of_float32_in_a_real_model_is_no_difference(tmp_path, capsys):
+    """Fresh retention norms sums of nearly nothing: in float32 its own logits are 3e-4 off."""
+    decays = {"shortest_memory": 32, "longest_memory": 32 * 2**7}
+    layer = {"mixer": "retention", "use_gate": False, **decays}
+    model, _ = transfer(STORIES, layer, copy="all")
+    model.save_pretrained(tmp_path / "ours")
+    AutoTokenizer.from_pretrained(STORIES).save_pretrained(tmp_path / "ours")
+    assert export(tmp_path / "ours", tmp_path / "fla", "--layout", "fla", "--check") == 0
+    assert "class: RetNetForCausalLM" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["gla", "mamba"])
