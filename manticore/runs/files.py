@@ -135,6 +135,9 @@ def _sync_folder(folder: Path) -> None:
         _sync(folder)
 
 
+_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
     """Say which file could not be written and what to do about it."""
@@ -148,9 +151,9 @@ def explain_os_errors(path: Path) -> Iterator[None]:
                 "No space left while writing. Free some space or choose another folder with --out; "
                 "what was finished is kept and the same command goes on from there"
             )
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        elif error.errno in _CANNOT_WRITE or error.filename == str(_beside(path)):
             advice = (
-                f"Cannot write there ({os.strerror(error.errno)}). Choose a folder that you may "
+                f"Cannot write there ({error.strerror}). Choose a folder that you may "
                 "write to with --out"
             )
         else:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from manticore.config import dump_yaml
 from manticore.config.strict_yaml import parse_yaml
-from manticore.runs import RunFolder, differing_keys, environment, folder
+from manticore.runs import RunFolder, differing_keys, environment, folder, write_text
 
 RECIPE = {"kind": "hybrid", "finetune": {"lr": 1e-3, "tag": "1e-3"}, "seeds": [0, 1]}
 
@@ -58,6 +59,12 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"Cannot write there .*--out"):
         RunFolder(tmp_path / "file" / "run").open(RECIPE)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no files")
+def test_a_folder_that_takes_no_files_is_named_by_the_file_that_was_meant():
+    with pytest.raises(OSError, match=r"Cannot write there .*--out.*'/proc/report\.html'"):
+        write_text("/proc/report.html", "x")
 
 
 def test_metrics_are_appended_and_cut_back_to_a_checkpoint(tmp_path):
