@@ -160,10 +160,13 @@ def describe(recipe: AdaptRecipe, base: Path, seeds: list[int], out: Path) -> li
     tried = len(recipe.rates.rates) or 1
     count = sum(1 if m.lr else tried for m in recipe.methods)
     count += len(recipe.methods) * (len(seeds) - 1)
+    wider = ""
+    if tried >= 3 and recipe.rates.extensions:
+        wider = f", and {recipe.rates.extensions} more at most for each method whose best rate "
+        wider += "lies at an end"
     return [
         *lines,
-        f"trainings: {count}, and {recipe.rates.extensions} more at most for each method whose "
-        f"best rate lies at an end; each {length_of(recipe)}",
+        f"trainings: {count}{wider}; each {length_of(recipe)}",
         f"would write: {out}/result.json, table.md, report.html, models/, rows/, trials/",
     ]
 

@@ -54,13 +54,14 @@ def measure_changes(
         measured: memory of the unchanged stages, by name.
     """
     largest = max(memory.total for memory in measured.values())
+    most = Most(measured, rebuild(Change(title="")))
 
     def total(change: Change) -> int:
-        return _most(rebuild(change), measured)
+        return most(rebuild(change))
 
     kept: tuple[str, ...] = ()
     limit = largest - 1 if budget is None else budget
-    if fewer := _rows_of_evaluations(recipe, rebuild, measured, limit):
+    if fewer := _rows_of_evaluations(recipe, rebuild, most, limit):
         kept, largest = fewer.keys, total(fewer)
         yield Outcome(change=fewer, total=largest)
         if budget is not None and largest <= budget:
@@ -80,40 +81,63 @@ def measure_changes(
 
 
 def _rows_of_evaluations(
-    recipe: Any,
-    rebuild: Callable[[Change], list[Stage]],
-    measured: dict[str, Memory],
-    limit: int,
+    recipe: Any, rebuild: Callable[[Change], list[Stage]], most: Most, limit: int
 ) -> Change | None:
     """So many rows at once that evaluations fit, if they do not and the recipe says how many."""
-    names = {name for name in ("evaluation", "answers") if name in measured}
-    if recipe.kind != "adapt" or max(measured[name].total for name in names) <= limit:
+    before = {name: most.before[name] for name in ("evaluation", "answers") if name in most.before}
+    if recipe.kind != "adapt" or max(memory.total for memory in before.values()) <= limit:
         return None
+    rows = recipe.evaluate.batch_size
+    # Activations and caches grow with the rows: rungs that would hardly fit are not tried.
+    room = min((limit - _fixed(m)) / (m.total - _fixed(m)) for m in before.values())
+    halves = _halves(rows)
+    likely = [half for half in halves if half <= 1.2 * room * rows] or halves[:1]
     title = "fewer rows at once in evaluations: same numbers; all changes below with it"
-    ladder = [
-        Change(title=title, keys=(f"evaluate.batch_size={rows}",))
-        for rows in _halves(recipe.evaluate.batch_size)
-    ]
+    ladder = [Change(title=title, keys=(f"evaluate.batch_size={half}",)) for half in likely]
 
     def total(change: Change) -> int:
-        return _most([stage for stage in rebuild(change) if stage.name in names], measured)
+        return most([stage for stage in rebuild(change) if stage.name in before])
 
     outcome = _first_that_fits(ladder, total, limit)
     return outcome.change if outcome else None
 
 
-def _most(stages: list[Stage], before: dict[str, Memory]) -> int:
-    """Bytes of the largest stage after a change.
+def _fixed(memory: Memory) -> int:
+    """Bytes that do not depend on the rows."""
+    return memory.weights + memory.gradients + memory.optimizer
 
-    A change adds nothing to a stage, so those that were smaller before are not measured.
+
+class Most:
+    """Bytes of the largest stage after a change, with as few measurements as that takes.
+
+    A change adds nothing to a stage, so those that were smaller before are not measured, and none
+    is measured twice.
     """
-    bounds = {s.name: before[s.name].total if s.name in before else math.inf for s in stages}
-    most = 0
-    for stage in sorted(stages, key=lambda stage: bounds[stage.name], reverse=True):
-        if bounds[stage.name] <= most:
-            break
-        most = max(most, stage.measure().total)
-    return most
+
+    def __init__(self, before: dict[str, Memory], stages: list[Stage]) -> None:
+        self.before = before
+        self._known = {(s.name, s.depends): before[s.name].total for s in stages if s.depends}
+
+    def __call__(self, stages: list[Stage]) -> int:
+        bounds = {stage.name: self._bound(stage) for stage in stages}
+        most = 0
+        for stage in sorted(stages, key=lambda stage: bounds[stage.name], reverse=True):
+            if bounds[stage.name] <= most:
+                break
+            most = max(most, self._total(stage))
+        return most
+
+    def _bound(self, stage: Stage) -> float:
+        known = self._known.get((stage.name, stage.depends))
+        before = self.before.get(stage.name)
+        return known or (before.total if before else math.inf)
+
+    def _total(self, stage: Stage) -> int:
+        key = (stage.name, stage.depends)
+        total = self._known.get(key) or stage.measure().total
+        if stage.depends:
+            self._known[key] = total
+        return total
 
 
 def _first_that_fits(

@@ -75,7 +75,7 @@ def pretrain_stages(recipe: PretrainRecipe, base: Path, adapters: bool = False) 
 
     return [
         Stage(name="training", measure=training),
-        Stage(name="validation", measure=validation),
+        Stage(name="validation", measure=validation, depends=repr((recipe.model, recipe.data))),
     ]
 
 

@@ -59,6 +59,9 @@ class Stage:
     """Such as fine-tuning hybrid."""
     measure: Callable[[], Memory]
     """Runs the stage in a shadow; takes seconds."""
+    depends: str = ""
+    """All that its memory depends on, as text: stages of one name that agree here take the same.
+    Empty: not known."""
 
 
 def training_memory(

@@ -43,15 +43,23 @@ def tuning_stages(recipe: AdaptRecipe, base: Path) -> list[Stage]:
             "planned without their weights. Plan with model.quantization=none model.dtype=bf16 "
             "and take off the difference of the weights."
         )
+    shape, first = (recipe.model, recipe.data), recipe.methods[0]
     stages = [
-        Stage(name=f"training by {m.id}", measure=lambda m=m: _training(recipe, m, base))  # type: ignore[misc]
+        Stage(
+            name=f"training by {m.id}",
+            measure=lambda m=m: _training(recipe, m, base),  # type: ignore[misc]
+            depends=repr((*shape, recipe.train, m)),
+        )
         for m in recipe.methods
     ]
-    first = recipe.methods[0]
-    stages.append(Stage(name="evaluation", measure=lambda: _evaluation(recipe, first, base)))
+    depends = repr((*shape, recipe.evaluate, recipe.train.validate_every, first))
+    works = {"evaluation": _evaluation}
     if "exact-match" in recipe.evaluate.metrics:
-        stages.append(Stage(name="answers", measure=lambda: _answers(recipe, first, base)))
-    return stages
+        works["answers"] = _answers
+    return stages + [
+        Stage(name=name, measure=lambda w=work: w(recipe, first, base), depends=depends)  # type: ignore[misc]
+        for name, work in works.items()
+    ]
 
 
 def _training(recipe: AdaptRecipe, method: MethodConfig, base: Path) -> Memory:

@@ -91,8 +91,14 @@ def test_a_dry_run_counts_and_writes_nothing(folder, capsys) -> None:
     each = 2 * 2 * ((16 + 48) + (16 + 16) + (16 + 32) + (32 + 16))
     assert f"lora: {each:,} of " in said
     assert f"more: {each:,} of " in said
-    assert "trainings: 9, and 2 more at most" in said
+    assert "trainings: 9; each" in said
     assert "would write: runs/tiny/result.json" in said
+    for rates, count in (
+        ("0.001,0.003,0.01", "9, and 2 more at most"),
+        ("0.001,0.01", "6; each"),  # two rates are tried as they are
+    ):
+        assert main([*command, "--dry-run", f"rates.rates=[{rates}]"]) == 0
+        assert f"trainings: {count}" in capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == before
 
 

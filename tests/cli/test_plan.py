@@ -9,11 +9,12 @@ import yaml
 
 from manticore.cli.main import main
 from manticore.cli.plan import Room, parse_bytes, size_text
+from manticore.cli.plan_changes import Most, ladders
 from manticore.config import find_recipe, load_recipe
 from manticore.config.adapter_recipe import AdaptRecipe
 from manticore.config.recipes import HybridRecipe
 from manticore.evaluation.language import causal_loss
-from manticore.evaluation.memory_plan import text_batch
+from manticore.evaluation.memory_plan import Memory, Stage, text_batch
 from manticore.hybrids.assembly import build_hybrid, load_tokenizers
 from manticore.hybrids.memory_stages import hybrid_stages
 from manticore.hybrids.trials import train_config
@@ -180,6 +181,34 @@ def test_without_a_budget_advice_counts_every_stage_after_the_change(capsys, tmp
     change = next(c for c in plan["changes"] if "train.grad_accumulation=2" in c["keys"])
     _, changed = plan_of(capsys, *words, *change["keys"], "--gpu", "1GB")
     assert changed["total"] == change["total"]
+
+
+def test_a_stage_is_measured_once_where_a_change_leaves_it_alone():
+    measured = []
+
+    def stage(name: str, depends: str, total: int) -> Stage:
+        def measure() -> Memory:
+            measured.append(name)
+            return Memory(activations=total)
+
+        return Stage(name=name, measure=measure, depends=depends)
+
+    before = {"large": 100, "kept": 60, "small": 10}
+    stages = [stage(name, name, total) for name, total in before.items()]
+    most = Most({s.name: s.measure() for s in stages}, stages)
+    measured.clear()
+    changed = [stage("large", "changed", 50), *stages[1:]]
+    assert most(changed) == most(changed) == 60
+    assert measured == ["large"]
+    assert most([stage("large", "again", 20), stage("kept", "again", 30), stages[2]]) == 30
+    assert measured == ["large", "large", "kept"]
+
+
+def test_a_hybrid_is_advised_to_train_adapters_by_a_command():
+    recipe = load_recipe(HybridRecipe, HYBRID, ())
+    titles = [change.title for ladder in ladders(recipe) for change in ladder]
+    assert any("manticore adapt run" in title for title in titles)
+    assert not any("default_targets(" in title for title in titles)
 
 
 def test_memory_is_given_with_a_unit():
