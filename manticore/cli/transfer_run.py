@@ -60,8 +60,12 @@ def run(args: argparse.Namespace) -> int:
     from manticore.conversion.experiment import TransferExperiment, trial_recipe
     from manticore.conversion.teacher import checked_teacher, prepared
     from manticore.reports.transfer import transfer_text
+    from manticore.text.corpora import check_there
+    from manticore.text.prepared import resolve_path
 
     if args.dry_run:
+        for text in recipe.data.sources:
+            check_there(resolve_path(text.path, base))
         teacher, _ = checked_teacher(recipe, base)
         print("\n".join(describe(recipe, planned(recipe, teacher), seeds, out)))
         return 0
@@ -131,15 +135,15 @@ def describe(
     from manticore.conversion.plan import table_lines
 
     lines = [dump_yaml(recipe).rstrip()]
-    for row in recipe.rows:
-        plan = plans[row.id]
-        lines.append(f"{row.id}: {plan.parameters:,} parameters, {_stages(recipe, row)}")
-        lines += [f"  {line}" for line in plan.summary_lines()]
     by_plan: dict[Any, list[str]] = {}
     for name, plan in plans.items():
         by_plan.setdefault(plan.rows, []).append(name)
     for rows, names in by_plan.items():
         lines += [f"the plan of {', '.join(names)}:", *table_lines(rows)]
+    for row in recipe.rows:
+        plan = plans[row.id]
+        lines.append(f"{row.id}: {plan.parameters:,} parameters, {_stages(recipe, row)}")
+        lines += [f"  {line}" for line in plan.summary_lines()]
     tried = len(recipe.rates) or 1
     count = sum(1 if row.lr else tried for row in recipe.rows) + len(recipe.rows) * (len(seeds) - 1)
     wider = (

@@ -152,6 +152,8 @@ def test_a_dry_run_tells_plans_and_trainings_and_writes_nothing(folder: Path, ca
         assert "mixer.gate.weight" in table
         assert "lm_head.weight" in table
     assert "would write: runs/tiny/result.json" in said
+    assert main([*command, "--dry-run", "data.sources.0.path=nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
