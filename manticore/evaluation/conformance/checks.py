@@ -11,11 +11,16 @@ import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
+from manticore.evaluation.conformance.greedy import generation_regret
+from manticore.evaluation.conformance.padded_rows import (
+    compare_padded,
+    lengths_of,
+    pad,
+    padded_error,
+)
 from manticore.evaluation.conformance.probe import NotApplicable, Probe, relative_error
 from manticore.models.family import RefusedError
 
@@ -119,18 +124,18 @@ def chunked_prefill_with_positions(probe: Probe) -> float:
 
 def left_padding(probe: Probe) -> float:
     """Pad rows of different lengths on the left: real positions keep their logits."""
-    return _padded(probe, "left")
+    return padded_error(probe, "left")
 
 
 def right_padding(probe: Probe) -> float:
     """Pad rows of different lengths on the right."""
-    return _padded(probe, "right")
+    return padded_error(probe, "right")
 
 
 def padded_decode(probe: Probe) -> float:
     """Pad on the left, then feed one token at a time behind the cache."""
-    lengths, prompt = _lengths(probe), probe.seq_len - 5
-    ids, mask, positions = _pad(probe, lengths, "left")
+    lengths, prompt = lengths_of(probe), probe.seq_len - 5
+    ids, mask, positions = pad(probe, lengths, "left")
     with torch.no_grad():
         cache, outputs, start = probe.empty_cache(), [], 0
         for end in [prompt, *range(prompt + 1, probe.seq_len + 1)]:
@@ -140,19 +145,19 @@ def padded_decode(probe: Probe) -> float:
             logits, cache = probe.piece(cache, *piece)
             outputs.append(logits)
             start = end
-    return _compare_padded(probe, torch.cat(outputs, dim=1), lengths, "left")
+    return compare_padded(probe, torch.cat(outputs, dim=1), lengths, "left")
 
 
 def generate(probe: Probe) -> float:
     """Generate greedily with the cache: each token must be the best by a whole run, or as good."""
-    return _generated(probe, probe.ids[:1, :8], None)
+    return generation_regret(probe, probe.ids[:1, :8], None)
 
 
 def padded_generate(probe: Probe) -> float:
     """Generate from prompts of different lengths in one batch, padded on the left."""
     lengths = [8, 5, 6]
-    ids, mask, _ = _pad(probe, lengths, "left", width=8)
-    return _generated(probe, ids, mask)
+    ids, mask, _ = pad(probe, lengths, "left", width=8)
+    return generation_regret(probe, ids, mask)
 
 
 def save_and_load(probe: Probe) -> float:
@@ -194,73 +199,6 @@ def _pieces(probe: Probe, cuts: list[int], with_positions: bool) -> float:
 
 def _one_by_one(probe: Probe) -> list[int]:
     return list(range(probe.seq_len - 8, probe.seq_len + 1))
-
-
-def _lengths(probe: Probe) -> list[int]:
-    return [probe.seq_len, probe.seq_len - 7, probe.seq_len - 3]
-
-
-def _pad(
-    probe: Probe, lengths: list[int], side: str, width: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and positions (B, width) of rows cut to `lengths` and padded on one side."""
-    width = probe.seq_len if width is None else width
-    ids = probe.ids.new_full((len(lengths), width), probe.pad_id)
-    mask = torch.zeros_like(ids)
-    for row, length in enumerate(lengths):
-        where = slice(width - length, None) if side == "left" else slice(length)
-        ids[row, where], mask[row, where] = probe.ids[row, :length], 1
-    return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
-
-
-def _padded(probe: Probe, side: str) -> float:
-    lengths = _lengths(probe)
-    ids, mask, positions = _pad(probe, lengths, side)
-    with torch.no_grad():
-        logits = probe.call(ids, mask, positions).logits.float()
-    return _compare_padded(probe, logits, lengths, side)
-
-
-def _compare_padded(probe: Probe, logits: Tensor, lengths: list[int], side: str) -> float:
-    errors = []
-    for row, length in enumerate(lengths):
-        found = logits[row, -length:] if side == "left" else logits[row, :length]
-        errors.append(relative_error(found, probe.truth(row, length)))
-    return max(errors)
-
-
-def _generated(probe: Probe, ids: Tensor, mask: Tensor | None, new: int = 8) -> float:
-    if not hasattr(probe.model, "generate"):
-        raise NotApplicable("it does not generate")
-    mask = torch.ones_like(ids) if mask is None else mask
-    with torch.no_grad():
-        full = probe.model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=new,
-            min_new_tokens=new,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=probe.pad_id,
-        )
-        rows = zip(full, mask, strict=True)
-        return max(_regret(probe, tokens, real, new) for tokens, real in rows)
-
-
-def _regret(probe: Probe, tokens: Tensor, mask: Tensor, new: int) -> float:
-    """How much worse than the best each generated token is by a whole run, relative to it."""
-    tokens = tokens[int((mask == 0).sum()) :]  # without the padding
-    logits = probe.call(tokens[None]).logits[0].float()
-    before = logits[-new - 1 : -1].clone()
-    before[:, _ends(probe.model)] = -torch.inf  # not allowed before `new` tokens are there
-    chosen = before.gather(1, tokens[-new:, None]).squeeze(1)
-    return ((before.max(dim=1).values - chosen).max() / logits.abs().max()).item()
-
-
-def _ends(model: Any) -> list[int]:
-    """Ids of the end-of-sequence tokens."""
-    ends = model.generation_config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 CHECKS: dict[str, Check] = {
