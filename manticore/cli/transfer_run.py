@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from manticore.conversion.experiment import TransferExperiment
     from manticore.conversion.plan import TransferPlan
+    from manticore.conversion.reading import Source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / recipe.name
     base = find_recipe(args.recipe).parent
     from manticore.conversion.experiment import TransferExperiment, trial_recipe
+    from manticore.conversion.planned_rows import plan_rows
     from manticore.conversion.teacher import checked_teacher, prepared
     from manticore.reports.transfer import transfer_text
     from manticore.text.corpora import check_there
@@ -67,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
         for text in recipe.data.sources:
             check_there(resolve_path(text.path, base))
         teacher, _ = checked_teacher(recipe, base)
-        print("\n".join(describe(recipe, planned(recipe, teacher), seeds, out)))
+        print("\n".join(describe(recipe, checked_source(teacher), seeds, out)))
         return 0
     # Rows that cannot be and text that does not do are told before there is a folder.
-    plans = planned(recipe, prepared(trial_recipe(recipe), base).source)
+    plans = plan_rows(recipe, checked_source(prepared(trial_recipe(recipe), base).source))
     folder = RunFolder(out).open({**to_plain(recipe), "seeds": seeds})
     experiment = TransferExperiment(recipe, folder, base, seeds, args.processes, not args.quiet)
     result = folder.result() or finish(experiment, plans, command_of("transfer run", args))
@@ -79,14 +81,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def planned(recipe: TransferRecipe, teacher: PreTrainedModel) -> dict[str, TransferPlan]:
-    """The plan of every row's transfer."""
-    from manticore.conversion.planned_rows import plan_rows
+def checked_source(teacher: PreTrainedModel) -> Source:
+    """The teacher as plans read it, all its numbers finite."""
     from manticore.conversion.reading import check_finite, read_source
 
     source = read_source(teacher)
     check_finite(source)
-    return plan_rows(recipe, source)
+    return source
 
 
 def finish(
@@ -128,12 +129,12 @@ def write_models(experiment: TransferExperiment, result: dict[str, Any]) -> None
             tokenizer.save_pretrained(folder)
 
 
-def describe(
-    recipe: TransferRecipe, plans: dict[str, TransferPlan], seeds: list[int], out: Path
-) -> list[str]:
-    """What a dry run prints: the recipe, every row's plan, trainings and files."""
+def describe(recipe: TransferRecipe, source: Source, seeds: list[int], out: Path) -> list[str]:
+    """What a dry run prints: the recipe, every row's plan and cost, trainings and files."""
     from manticore.conversion.plan import table_lines
+    from manticore.conversion.planned_rows import plan_rows, row_flops
 
+    plans = plan_rows(recipe, source)
     lines = [dump_yaml(recipe).rstrip()]
     by_plan: dict[Any, list[str]] = {}
     for name, plan in plans.items():
@@ -144,6 +145,8 @@ def describe(
         plan = plans[row.id]
         lines.append(f"{row.id}: {plan.parameters:,} parameters, {_stages(recipe, row)}")
         lines += [f"  {line}" for line in plan.summary_lines()]
+        most = "at most " if row.freeze else ""
+        lines.append(f"  a training: {most}{row_flops(recipe, row, source, plan):.2e} FLOPs")
     tried = len(recipe.rates) or 1
     count = sum(1 if row.lr else tried for row in recipe.rows) + len(recipe.rows) * (len(seeds) - 1)
     wider = (

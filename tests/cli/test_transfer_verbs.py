@@ -58,6 +58,12 @@ def test_a_run_writes_table_report_and_models(folder: Path, capsys) -> None:
     result = json.loads((folder / "run" / "result.json").read_text())
     assert result["command"] == "manticore transfer run tiny.yaml --seeds 0,1 --out run"
     assert [row["seeds"] for row in result["rows"]] == [[0, 1]] * 3
+    assert main([*command, "--dry-run"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "a training: " in line]
+    spent = [row["flops"] for row in result["rows"]]
+    for place in (0, 2):
+        assert f"a training: {spent[place]:.2e} FLOPs" in lines[place]
+    assert float(lines[1].split("at most ")[1].split()[0]) > spent[1]  # the threshold saved some
     assert [goal["met"] for goal in result["goals"]] == [False, True]
     # 6 steps of 4 rows of 16 tokens, whatever the stages were, and 2 rows to scale new mixers.
     steps, scaling = 6 * 4 * 16, 2 * 16
