@@ -17,9 +17,9 @@ from manticore.config.errors import did_you_mean
 from manticore.config.recipes import PretrainRecipe
 from manticore.evaluation.language import causal_loss, losses_by_kind
 from manticore.hybrids.trials import train_config
-from manticore.models.families import check_supported
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.recomputing import recompute_activations
+from manticore.models.supported import check_supported
 from manticore.runs import RunFolder, atomic_folder, write_text
 from manticore.seeds import derive_seed
 from manticore.text.corpora import check_there

@@ -16,9 +16,9 @@ from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.loading import spare_from_quantization
 from manticore.hybrids.projectors import initialise
 from manticore.hybrids.vocabulary import VocabularyReport, align_vocabulary, check_shared
-from manticore.models.families import check_supported
 from manticore.models.loading import load_component
 from manticore.models.pretrained import split_causal_lm
+from manticore.models.supported import check_supported
 from manticore.text.tokenizers import tokenizer_beside
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from manticore.models.families import check_supported
+from manticore.models.supported import check_supported
 
 if TYPE_CHECKING:
     from manticore.hybrids.modeling_manticore import ManticoreForCausalLM

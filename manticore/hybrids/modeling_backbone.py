@@ -27,10 +27,10 @@ from manticore.models.component_lengths import (
     longest_sequence,
     outgrows_past,
 )
-from manticore.models.families import check_supported
 from manticore.models.family import RefusedError
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.rotary_lengths import longrope_border
+from manticore.models.supported import check_supported
 
 
 @dataclass

@@ -5,8 +5,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
-from manticore.models.families import check_supported
 from manticore.models.family import RefusedError
+from manticore.models.supported import check_supported
 
 
 def takes_cache(config: PreTrainedConfig) -> bool:

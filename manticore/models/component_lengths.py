@@ -3,9 +3,9 @@
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from manticore.models.families import check_supported
 from manticore.models.family import RefusedError
 from manticore.models.rotary_lengths import FIXED_ANGLES, crosses, is_dynamic, longrope_border
+from manticore.models.supported import check_supported
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from manticore.models.families import check_supported
+from manticore.models.supported import check_supported
 
 
 def component_logits(config: PreTrainedConfig, head: nn.Module, hidden: Tensor) -> Tensor:

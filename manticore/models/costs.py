@@ -30,8 +30,8 @@ from transformers import PreTrainedConfig
 
 from manticore.models.amounts import CacheBytes, Cost, Flops
 from manticore.models.component_logits import has_head_bias
-from manticore.models.families import check_supported
 from manticore.models.layer_shapes import layer_shapes
+from manticore.models.supported import check_supported
 
 __all__ = [
     "CacheBytes",

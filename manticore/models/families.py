@@ -5,11 +5,7 @@ takes a row here, tiny configurations in those checks, and sometimes a formula f
 CONTRIBUTING.md, "Add a model family".
 """
 
-import difflib
-import math
 from typing import Any
-
-from transformers import PreTrainedConfig
 
 from manticore.models.family import Family
 from manticore.models.mixer_cache import mixer_cache_layers
@@ -221,78 +217,3 @@ FAMILIES = {
         ),
     )
 }
-
-WITHOUT_A_ROW = {
-    "bloom": "a norm stands between its embeddings and its first layer, which belongs to no range "
-    "of layers. Use a falcon with ALiBi (Falcon-RW), which has the same positions.",
-    "recurrent_gemma": "its recurrent state lives in its modules instead of a cache, so that beam "
-    "search and a second sequence would see the state of the first. For linear recurrences "
-    "beside local attention use a hybrid of mamba2 or qwen3_next with gemma2.",
-    "xlstm": "it keeps a cache of its own kind that no other component can share, and outside of "
-    "training runs long sequences in pieces without gradients. Use qwen3_next, whose memory is a "
-    "matrix as well.",
-    "zamba2": "its shared attention block reads the embeddings again at many depths, so that its "
-    "layers cannot be cut into ranges that hand on one stream. Use bamba, nemotron_h or "
-    "granitemoehybrid, which have the same Mamba-2 layers.",
-}
-"""Families of transformers that we know and refuse, and why."""
-
-
-class UnsupportedFamilyError(ValueError):
-    """A model whose family has no row in the table."""
-
-
-_FORGET_LIMIT = ("mamba2", "bamba", "granitemoehybrid", "falcon_h1")
-"""Families whose cached step in transformers leaves out the limit of the time step."""
-
-
-def check_supported(config: PreTrainedConfig) -> Family:
-    """The row of a config's family; raises `UnsupportedFamilyError` when there is none."""
-    # Read past the config's own __getattribute__, which is slow and asked for at every call.
-    family = FAMILIES.get(type(config).model_type)
-    if family is None:
-        raise UnsupportedFamilyError(unsupported_message(config.model_type))
-    if family.model_type == "lfm2" and config.conv_bias:
-        raise UnsupportedFamilyError(
-            "This lfm2 has conv_bias=True, and transformers lets padding leak through that bias. "
-            "Published LFM2 models have none; use one of them."
-        )
-    if family.model_type == "opt" and config.word_embed_proj_dim != config.hidden_size:
-        raise UnsupportedFamilyError(
-            f"This opt embeds tokens in {config.word_embed_proj_dim} dimensions and projects them "
-            f"to its width of {config.hidden_size}; a component's table and head must have the "
-            "width of its layers. Of the published sizes only opt-350m is built so: use another."
-        )
-    if config.__dict__.get("sliding_window") == 1:
-        raise UnsupportedFamilyError(
-            f"This {config.model_type} has sliding_window=1: each token would see itself alone, "
-            "and transformers' cache then keeps every token instead of none. Use a window of 2 or "
-            "more, or None."
-        )
-    limit = config.__dict__.get("time_step_limit")
-    if limit is not None and family.model_type in _FORGET_LIMIT and tuple(limit) != (0, math.inf):
-        raise UnsupportedFamilyError(
-            f"This {config.model_type} has time_step_limit={list(limit)}, which transformers "
-            "leaves out when it decodes with a cache. Published models have no limit; use one of "
-            "them."
-        )
-    if config.__dict__.get("add_cross_attention", False):
-        raise UnsupportedFamilyError(
-            f"This {config.model_type} has add_cross_attention=True: it is the decoder of an "
-            "encoder-decoder model. Only decoder-only language models can be components."
-        )
-    return family
-
-
-def unsupported_message(model_type: object) -> str:
-    """What to tell someone whose model has no row."""
-    if isinstance(model_type, str) and model_type in WITHOUT_A_ROW:
-        return f"Model family {model_type!r} is not supported: {WITHOUT_A_ROW[model_type]}"
-    known = sorted(FAMILIES)
-    close = difflib.get_close_matches(str(model_type), known, n=1, cutoff=0.75)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return (
-        f"Model family {model_type!r} is not supported.{hint} Known: {', '.join(known)}. "
-        "Choose a component of one of these families, or add a row to "
-        "manticore/models/families.py (CONTRIBUTING.md, 'Add a model family')."
-    )

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
 
-from manticore.models.families import check_supported
 from manticore.models.loading import special_floats
 from manticore.models.shape_formulas import FORMULAS
 from manticore.models.shape_types import LayerShape, MixerShape
+from manticore.models.supported import check_supported
 from manticore.models.varied_shapes import VARIED, MeasuredShape, varied_layers
 
 

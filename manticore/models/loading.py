@@ -19,12 +19,8 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from manticore.models.families import (
-    FAMILIES,
-    UnsupportedFamilyError,
-    check_supported,
-    unsupported_message,
-)
+from manticore.models.families import FAMILIES
+from manticore.models.supported import UnsupportedFamilyError, check_supported, unsupported_message
 from manticore.models.weight_files import WEIGHT_FILES, check_header, first_line, weight_shards
 
 # A config may name code to run: classes of its own, or an attention kernel on the hub.

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from manticore.models.families import check_supported
 from manticore.models.family import Family
 from manticore.models.layer_views import make_view
 from manticore.models.stage_cache import StageCache
+from manticore.models.supported import check_supported
 
 
 def split_causal_lm(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]:

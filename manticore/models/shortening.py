@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-from manticore.models.families import check_supported
 from manticore.models.layer_views import PER_LAYER_FIELDS
+from manticore.models.supported import check_supported
 
 INDEX_NAMES = ("layer_idx", "layer_id")
 

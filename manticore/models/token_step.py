@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from manticore.models.families import check_supported
 from manticore.models.family import Family
 from manticore.models.rotary_lengths import RowRotary, longrope_border
 from manticore.models.stage_cache import StageCache
+from manticore.models.supported import check_supported
 
 # Of one query without a mask, these give the same numbers as with the mask of ones.
 _MASKLESS_ATTENTION = ("eager", "sdpa")

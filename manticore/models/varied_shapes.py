@@ -17,8 +17,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
 
 from manticore.models.amounts import CacheBytes, Flops
-from manticore.models.families import check_supported
 from manticore.models.loading import special_floats
+from manticore.models.supported import check_supported
 
 VARIED = (
     "bamba",

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from manticore.cli.main import main
 from manticore.conversion.transfer import transfer
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
-from manticore.models.families import UnsupportedFamilyError
 from manticore.models.imports_fla import read_fla_model
 from manticore.models.loading import load_component
+from manticore.models.supported import UnsupportedFamilyError
 from tests.cli.tiny_run import make_project
 from tests.models.test_fla_weights import ATTENTION, TOKEN, blocks, small_model
 from tests.models.tiny import tiny

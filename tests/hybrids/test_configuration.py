@@ -7,7 +7,7 @@ from transformers import AutoConfig, CLIPTextConfig
 from manticore.hybrids.configuration_manticore import ManticoreConfig
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 from manticore.hybrids.partition import even_partition
-from manticore.models.families import UnsupportedFamilyError
+from manticore.models.supported import UnsupportedFamilyError
 from tests.hybrids.pairs import build, ids_for, member, members
 from tests.models.tiny import tiny_config
 

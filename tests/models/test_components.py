@@ -14,7 +14,6 @@ from transformers import BloomConfig, PersimmonConfig, PreTrainedModel
 from manticore.models.component_cache import cache_layers
 from manticore.models.component_lengths import check_length, has_position_table, max_positions
 from manticore.models.component_logits import component_logits
-from manticore.models.families import UnsupportedFamilyError, check_supported
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.pretrained import (
     embed_tokens,
@@ -23,6 +22,7 @@ from manticore.models.pretrained import (
     split_causal_lm,
 )
 from manticore.models.stage_cache import StageCache
+from manticore.models.supported import UnsupportedFamilyError, check_supported
 from tests.models.recurrent_families import UNCACHED_FAMILIES
 from tests.models.tiny import ALL_TINY, FAMILY_NAMES, MAX_POSITIONS, tiny, tiny_config, token_ids
 

@@ -25,10 +25,10 @@ from manticore.models.costs import (
     head_cost,
     layer_cost,
 )
-from manticore.models.families import check_supported
 from manticore.models.fast_paths import bind_fast_paths
 from manticore.models.pretrained import inner_model
 from manticore.models.shape_types import SCAN_BACKWARD, SCAN_FORWARD
+from manticore.models.supported import check_supported
 from manticore.models.varied_shapes import VARIED
 from tests.models.tiny import ALL_TINY, tiny, tiny_config, token_ids
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from manticore.models.families import UnsupportedFamilyError
 from manticore.models.loading import load_component, load_config
+from manticore.models.supported import UnsupportedFamilyError
 from tests.models.tiny import FAMILY_NAMES, tiny, token_ids
 
 

@@ -5,8 +5,8 @@ import torch
 from transformers import DynamicCache
 
 from manticore.models.component_lengths import check_length, longest_sequence
-from manticore.models.families import UnsupportedFamilyError, check_supported
 from manticore.models.rotary_lengths import crosses, longrope_border
+from manticore.models.supported import UnsupportedFamilyError, check_supported
 from tests.models.attention_families import longrope
 from tests.models.test_components import maximal, pad, run_in_stages
 from tests.models.tiny import MAX_POSITIONS, tiny, tiny_config, token_ids

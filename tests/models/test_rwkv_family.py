@@ -11,10 +11,10 @@ from transformers import CONFIG_MAPPING
 from manticore.evaluation.conformance import doctor
 from manticore.hybrids.modeling_manticore import ManticoreForCausalLM
 from manticore.models.component_cache import cache_layers
-from manticore.models.families import UnsupportedFamilyError, check_supported
 from manticore.models.fast_paths import bind_fast_paths, describe_fast_paths, unbind_fast_paths
 from manticore.models.loading import load_component
 from manticore.models.pretrained import split_causal_lm
+from manticore.models.supported import UnsupportedFamilyError, check_supported
 from tests.models.test_components import gradients, maximal, run_in_stages
 from tests.models.tiny import tiny, tiny_config, token_ids
 

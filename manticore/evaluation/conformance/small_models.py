@@ -15,14 +15,14 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelF
 
 from manticore.evaluation.conformance.causal import check_causal
 from manticore.evaluation.conformance.small_settings import COMMON, HABITS, SPECIAL
-from manticore.models import families
+from manticore.models import families, supported
 from manticore.models.weight_files import first_line
 from manticore.seeds import torch_generator
 
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
 CONFIGURATIONS = (0, 1, 2)
 """The numbers by which `small_config` knows the configurations of a family."""
-FAMILIES = tuple(sorted({*families.FAMILIES, *families.WITHOUT_A_ROW, *SPECIAL}))
+FAMILIES = tuple(sorted({*families.FAMILIES, *supported.WITHOUT_A_ROW, *SPECIAL}))
 """Families that can be components, those that are refused, and more; others may work."""
 
 
