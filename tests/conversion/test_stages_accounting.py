@@ -122,7 +122,7 @@ def test_a_goal_is_met_when_every_seed_meets_it() -> None:
     ("rows", "changes", "says"),
     [
         ([{"id": "a"}, {"id": "a"}], {}, "each once"),
-        ([{"id": "teacher"}], {}, "keep for the teacher"),
+        ([{"id": "teacher"}], {}, "'teacher' among rows is taken"),
         ([{"id": "a", "align": 11}], {}, "aligns for 11 of 10 steps"),
         ([{"id": "a", "align": 10, "distil": True}], {}, "only aligns"),
         ([{"id": "a", "copy": "scratch", "freeze": True}], {}, "inherits nothing"),
