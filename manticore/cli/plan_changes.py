@@ -91,7 +91,7 @@ def _rows_of_evaluations(
     # Activations and caches grow with the rows: rungs that would hardly fit are not tried.
     room = min((limit - _fixed(m)) / (m.total - _fixed(m)) for m in before.values())
     halves = _halves(rows)
-    likely = [half for half in halves if half <= 1.2 * room * rows] or halves[:1]
+    likely = [half for half in halves if half <= 1.2 * room * rows] or halves[-1:]
     title = "fewer rows at once in evaluations: same numbers; all changes below with it"
     ladder = [Change(title=title, keys=(f"evaluate.batch_size={half}",)) for half in likely]
 
