@@ -113,7 +113,8 @@ def packs_of(args: argparse.Namespace, tokenizer: Any) -> dict[str, Any]:
 def read_data_recipe(path: str, overrides: list[str]) -> tuple[Any, Path]:
     """A recipe with a data section, of any kind, and the folder of its file."""
     from manticore.config import find_recipe, load_recipe, recipe_kind
-    from manticore.config.recipes import HybridRecipe, PretrainRecipe
+    from manticore.config.pretrain_recipe import PretrainRecipe
+    from manticore.config.recipes import HybridRecipe
 
     classes: dict[str, Any] = {"hybrid": HybridRecipe, "pretrain": PretrainRecipe}
     cls = classes[recipe_kind(path, tuple(classes))]

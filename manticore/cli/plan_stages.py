@@ -11,7 +11,8 @@ from manticore.cli.adapt_run import check_methods
 from manticore.cli.plan_changes import with_adapters, with_student_adapters
 from manticore.cli.pretraining import build_model
 from manticore.config.adapter_recipe import AdaptRecipe
-from manticore.config.recipes import HybridRecipe, PretrainRecipe
+from manticore.config.pretrain_recipe import PretrainRecipe
+from manticore.config.recipes import HybridRecipe
 from manticore.config.transfer_recipe import TransferRecipe
 from manticore.conversion.memory_stages import check_rows, transfer_stages
 from manticore.evaluation.language import causal_loss

@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from manticore.cli.zoo_card import zoo_card
 from manticore.config import dump_yaml
 from manticore.config.errors import did_you_mean
-from manticore.config.recipes import PretrainRecipe
+from manticore.config.pretrain_recipe import PretrainRecipe
 from manticore.evaluation.language import causal_loss, losses_by_kind
 from manticore.hybrids.trials import train_config
 from manticore.models.fast_paths import bind_fast_paths

@@ -65,7 +65,7 @@ def run_folder(args: argparse.Namespace, name: str) -> RunFolder:
 def _run_pretrain(args: argparse.Namespace) -> int:
     from manticore.cli.pretraining import describe_pretraining, pretrain
     from manticore.cli.quiet import quiet_transformers
-    from manticore.config.recipes import PretrainRecipe
+    from manticore.config.pretrain_recipe import PretrainRecipe
 
     if args.seeds is not None or args.processes is not None:
         raise ConfigError("--seeds and --processes are for hybrids. Set `seed` in the recipe.")

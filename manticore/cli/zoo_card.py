@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from manticore.config.recipes import PretrainRecipe
+from manticore.config.pretrain_recipe import PretrainRecipe
 
 
 def zoo_card(recipe: PretrainRecipe, record: dict) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from manticore.config.example_sections import AdaptDataConfig
-from manticore.config.ids import check_ids
+from manticore.config.ids import check_ids, check_name
 from manticore.config.numbers import check_least, check_rates
 from manticore.config.recipes import OptimizerConfig
 
@@ -155,6 +155,7 @@ class AdaptRecipe:
     """For `manticore adapt search`: shapes of MoRe to choose from."""
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         ids = [method.id for method in self.methods]
         if not ids:
             raise ValueError("There are no methods. Give at least one.")

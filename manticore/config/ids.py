@@ -1,4 +1,4 @@
-"""Ids of rows: what tables, goals and folders know them by."""
+"""Names of recipes and ids of rows: what tables, goals and folders know them by."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import re
 from collections.abc import Sequence
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def check_name(name: str) -> None:
+    """Raise where the name of a recipe is no name for its run's folder."""
+    if not name.strip() or name in (".", "..") or set(name) & {"/", "\\"}:
+        raise ValueError(
+            f"name={name!r} names the run's folder, too: leave out slashes, as in my-run. "
+            "--out tells where that folder is."
+        )
 
 
 def check_ids(what: str, ids: Sequence[str], taken: Sequence[str] = ()) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from manticore.config.adapter_recipe import AdaptRecipe
-from manticore.config.recipes import HybridRecipe, PretrainRecipe
+from manticore.config.pretrain_recipe import PretrainRecipe
+from manticore.config.recipes import HybridRecipe
 from manticore.config.transfer_recipe import TransferRecipe
 
 

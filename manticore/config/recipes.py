@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from manticore.config.data_sections import DataConfig
+from manticore.config.ids import check_name
 from manticore.config.numbers import check_least, check_rates, check_within
 
 Rows = tuple[tuple[float, ...], ...]
@@ -55,34 +56,6 @@ class OptimizerConfig:
         check_within({key: (getattr(self, key), 0, math.inf) for key in ("weight_decay", "clip")})
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"beta2={self.beta2:g}: give a number of at least 0 and below 1.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainRecipe:
-    kind: Literal["pretrain"] = "pretrain"
-    """Which pipeline reads this file."""
-    name: str
-    """Name of the model and of its run."""
-    seed: int = 0
-    """Of the initial weights and of the order of the data."""
-    model: dict[str, int | float | str | bool | None]
-    """Hugging Face config: model_type and any of its fields."""
-    data: DataConfig
-    """Text of the model's own kind; only the pretrain split is trained on."""
-    train: OptimizerConfig
-    """Length and step size of the training."""
-    ngram_order: int = 5
-    """The model must beat a back-off model of this order trained on the same rows; 0: skip."""
-    validate_every: int = 200
-    """Steps between losses on the validation split."""
-
-    def __post_init__(self) -> None:
-        check_least(
-            {"ngram_order": (self.ngram_order, 0), "validate_every": (self.validate_every, 1)}
-        )
-        shares = self.data.splits
-        if not (shares.pretrain and shares.validation and shares.test):
-            raise ValueError("data.splits: give pretrain, validation and test shares above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,3 +229,6 @@ class HybridRecipe:
     """Phase D: the other rows of the table."""
     samples: SampleConfig = field(default_factory=SampleConfig)
     """Text that the report shows."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)

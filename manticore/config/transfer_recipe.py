@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from manticore.config.data_sections import DataConfig
-from manticore.config.ids import check_ids
+from manticore.config.ids import check_ids, check_name
 from manticore.config.numbers import check_least, check_rates
 from manticore.config.recipes import ComponentConfig, OptimizerConfig, SampleConfig
 
@@ -136,6 +136,7 @@ class TransferRecipe:
     """Texts that teacher and students continue in the report."""
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         ids = [row.id for row in self.rows]
         if not ids:
             raise ValueError("There are no rows. Give at least one.")

@@ -11,7 +11,7 @@ from manticore.cli.main import main
 from manticore.cli.pretraining import build_model
 from manticore.cli.zoo_card import zoo_card
 from manticore.config import load_recipe
-from manticore.config.recipes import PretrainRecipe
+from manticore.config.pretrain_recipe import PretrainRecipe
 
 RECIPE = "recipes/zoo/mamba-maths.yaml"
 

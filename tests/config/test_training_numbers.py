@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from manticore.cli.main import main
 from manticore.config import ConfigError, load_recipe
 from manticore.config.adapter_recipe import AdaptRecipe
-from manticore.config.ids import check_ids
-from manticore.config.recipes import HybridRecipe, PretrainRecipe
+from manticore.config.ids import check_ids, check_name
+from manticore.config.pretrain_recipe import PretrainRecipe
+from manticore.config.recipes import HybridRecipe
 from manticore.config.transfer_recipe import TransferRecipe
 
 RECIPES = {"recipes/more/tales.yaml": AdaptRecipe, "recipes/transfer/prose.yaml": TransferRecipe}
@@ -95,3 +97,21 @@ def test_ids_are_names_of_folders_that_nothing_else_has(ids, message):
 def test_a_transfer_is_refused_before_its_first_stage(override, message):
     with pytest.raises((ConfigError, ValueError), match=message):
         load_recipe(TransferRecipe, "recipes/transfer/prose.yaml", [override, "goals=[]"])
+
+
+@pytest.mark.parametrize("name", ["", " ", "..", "../elsewhere", "a/b", "a\\b"])
+def test_a_recipes_name_is_no_path(name):
+    check_name("my run, the 2nd")
+    with pytest.raises(ValueError, match="names the run's folder"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["hybrids/quickstart.yaml", "zoo/mamba-maths.yaml", "transfer/prose.yaml", "more/maths.yaml"],
+)
+def test_every_kind_of_recipe_checks_its_name(recipe, capsys):
+    verb = {"transfer": ["transfer", "run"], "more": ["adapt", "run"]}
+    words = verb.get(recipe.split("/")[0], ["run"])
+    assert main([*words, f"recipes/{recipe}", "--dry-run", "name=../elsewhere"]) == 2
+    assert "names the run's folder" in capsys.readouterr().err
