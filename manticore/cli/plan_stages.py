@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore.cli.adapt_run import check_methods
-from manticore.cli.plan_changes import with_adapters, with_student_adapters
+from manticore.cli.plan_ladders import with_adapters, with_student_adapters
 from manticore.cli.pretraining import build_model
 from manticore.config.adapter_recipe import AdaptRecipe
 from manticore.config.pretrain_recipe import PretrainRecipe

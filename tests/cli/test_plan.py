@@ -9,7 +9,8 @@ import yaml
 
 from manticore.cli.main import main
 from manticore.cli.plan import Room, parse_bytes, size_text
-from manticore.cli.plan_changes import Most, ladders
+from manticore.cli.plan_changes import Most
+from manticore.cli.plan_ladders import ladders
 from manticore.config import find_recipe, load_recipe
 from manticore.config.adapter_recipe import AdaptRecipe
 from manticore.config.recipes import HybridRecipe
